@@ -1,0 +1,372 @@
+"""The vocabulary of the house: frozen values that every other module speaks in.
+
+Owns no behaviour beyond building values; imports the standard library only.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import IntEnum, StrEnum
+from typing import Literal
+
+Labels = tuple[tuple[str, str], ...]
+"""Label pairs sorted by name. Use :func:`pairs` to build one."""
+
+
+def pairs(mapping: Mapping[str, object]) -> Labels:
+    """Turn a mapping into sorted ``(name, str(value))`` pairs, the hashable form of labels and facts."""
+    return tuple(sorted((name, str(value)) for name, value in mapping.items()))
+
+
+class Severity(IntEnum):
+    """How bad, as the runbook says it. Smaller is worse, so ``min`` picks the worst."""
+
+    P1 = 1
+    P2 = 2
+    P3 = 3
+    P4 = 4
+
+
+class Outcome(StrEnum):
+    """What one run of a check means. The three are never folded into two."""
+
+    OK = "ok"
+    """It looked and found nothing wrong."""
+    FOUND = "found"
+    """It looked and found something wrong."""
+    BLIND = "blind"
+    """It could not look, so it proves nothing."""
+
+
+class AlertState(StrEnum):
+    PENDING = "pending"
+    FIRING = "firing"
+    RESOLVED = "resolved"
+
+
+class IncidentState(StrEnum):
+    OPEN = "open"
+    ACKED = "acked"
+    RESOLVED = "resolved"
+
+
+class Transition(StrEnum):
+    """Why somebody is told of an incident."""
+
+    TRIGGERED = "triggered"
+    ESCALATED = "escalated"
+    RAISED = "raised"
+    """The severity rose while the incident was open."""
+    ACKED = "acked"
+    RESOLVED = "resolved"
+
+
+# --- what a check declares and returns -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric family that a check declares. ``name`` carries the base unit (``_seconds``, ``_bytes``, ``_ratio``,
+    ``_total`` for counters) and the product's prefix ``monitor_``. The label ``service`` is added by the exposition.
+    """
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+    kind: Literal["gauge", "counter"] = "gauge"
+
+    def __call__(self, value: float, /, **labels: object) -> "Sample":
+        """Make a sample. Raises ``ValueError`` when the labels are not exactly the declared ones."""
+        if set(labels) != set(self.labels):
+            raise ValueError(f"metric {self.name} takes labels {list(self.labels)}, got {sorted(labels)}")
+        return Sample(self, tuple(str(labels[name]) for name in self.labels), float(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One value of a metric; ``labels`` are the values in the metric's declared order."""
+
+    metric: Metric
+    labels: tuple[str, ...]
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class FindingKind:
+    """A thing a check can find. ``name`` is the alert's name (CamelCase), ``incident`` the runbook's code."""
+
+    name: str
+    severity: Severity
+    incident: str | None
+    help: str
+
+    def __call__(
+        self,
+        summary: str,
+        /,
+        *,
+        labels: Mapping[str, object] | None = None,
+        facts: Mapping[str, object] | None = None,
+        severity: Severity | None = None,
+    ) -> "Finding":
+        """Make a finding: ``summary`` is one line for a person, ``labels`` its identity, ``facts`` its evidence."""
+        return Finding(self, pairs(labels or {}), summary, tuple((k, str(v)) for k, v in (facts or {}).items()), severity)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing wrong. Identity is ``kind`` and ``labels`` only; ``summary`` and ``facts`` may change at every run.
+
+    ``facts`` keep the order in which the check gives them, the most telling first.
+    """
+
+    kind: FindingKind
+    labels: Labels
+    summary: str
+    facts: tuple[tuple[str, str], ...] = ()
+    severity: Severity | None = None
+    """Overrides the kind's severity for this finding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a check returns: everything it measured and everything it found wrong."""
+
+    samples: tuple[Sample, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What the runner makes of one run of a check instance.
+
+    ``instance`` is ``"<check name in the configuration>/<service>"``; ``error`` says why the run was BLIND.
+    """
+
+    instance: str
+    check: str
+    service: str
+    outcome: Outcome
+    started_at: datetime
+    duration_s: float
+    observed: Observed = Observed()
+    error: str | None = None
+
+
+# --- alerts and incidents --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AlertPolicy:
+    """When findings of one check instance become alerts: counts of consecutive runs."""
+
+    fail_after: int = 2
+    recover_after: int = 2
+    blind_after: int = 3
+    blind_severity: Severity = Severity.P2
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One symptom. ``fingerprint`` is a hash of ``labels`` only (alertname, check, service and the finding's own)."""
+
+    fingerprint: str
+    instance: str
+    group: str
+    """``"<service>/<runbook code or alert name>"``: alerts of one group fold into one incident."""
+    labels: Labels
+    code: str | None
+    severity: Severity
+    summary: str
+    facts: tuple[tuple[str, str], ...]
+    state: AlertState
+    bad_runs: int
+    good_runs: int
+    pending_since: datetime
+    firing_since: datetime | None = None
+    resolved_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EscalationStep:
+    """One rung of the ladder: ``after_s`` seconds unacknowledged, tell ``channels``; ``who`` names the role."""
+
+    after_s: float
+    who: str
+    channels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """What the runbook says first about one incident code."""
+
+    code: str
+    title: str
+    first_step: str
+    """One command or sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """What a person is told of. ``id`` is derived from group and opening time, and is the deduplication key."""
+
+    id: str
+    group: str
+    code: str | None
+    service: str
+    severity: Severity
+    state: IncidentState
+    title: str
+    summary: str
+    evidence: tuple[str, ...]
+    """At most a handful of ``name: value`` lines seen when the incident opened or last got worse."""
+    first_step: str
+    opened_at: datetime
+    chain: tuple[EscalationStep, ...]
+    """The escalation chain as it was when the incident opened."""
+    told: tuple[str, ...] = ()
+    """Channels for which a trigger was queued: each of them gets the resolve."""
+    step: int = 0
+    """Index of the next step of ``chain`` that has not fired."""
+    next_escalation_at: datetime | None = None
+    acked_at: datetime | None = None
+    acked_by: str | None = None
+    resolved_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineEntry:
+    """One line of an incident's history, shown to people."""
+
+    incident_id: str
+    at: datetime
+    kind: str
+    """opened, alert, raised, escalated, acked, resolved, delivered, delivery-failed, note."""
+    text: str
+    actor: str = "monitor"
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A notification decided and not yet stored: the outbox row in the making."""
+
+    incident_id: str
+    transition: Transition
+    channel: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What changes because of one input. Empty means nothing changed and nothing is written."""
+
+    alerts: tuple[Alert, ...] = ()
+    incidents: tuple[Incident, ...] = ()
+    intents: tuple[Intent, ...] = ()
+    timeline: tuple[TimelineEntry, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.alerts or self.incidents or self.intents or self.timeline)
+
+
+# --- delivery --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What the provider answered: ``reference`` is its own id of the message, kept for later updates."""
+
+    reference: str = ""
+    detail: Labels = ()
+    """Whatever a later notification of the same incident on the same channel needs (Slack's channel and ts)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    title: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """One claimed outbox row, whole: everything a notifier needs to tell one channel of one transition."""
+
+    id: int
+    incident: Incident
+    transition: Transition
+    channel: str
+    dedup_key: str
+    """The incident's id: stable over retries, restarts and transitions."""
+    reason: str
+    """One sentence: why this is sent now."""
+    created_at: datetime
+    attempts: int
+    links: tuple[Link, ...] = ()
+    first_receipt: Receipt | None = None
+    """Receipt of the first notification of this incident on this channel, if one was delivered."""
+
+
+# --- runbook ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One thing looked at during a diagnosis: a small table or text, with the statement that made it."""
+
+    title: str
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    text: str = ""
+    source: str = ""
+    """The SQL, command or file it came from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """``cause`` is the sentence a person needs; ``proposals`` name plans (``cancel-stuck-jobs``) that may help.
+
+    ``blind`` lists what could not be looked at: a diagnosis with blind spots is never read as healthy.
+    """
+
+    code: str
+    cause: str
+    evidence: tuple[Evidence, ...]
+    proposals: tuple[str, ...] = ()
+    blind: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a plan, as data. ``sql`` runs in a transaction; its row count must equal ``expect_rows``."""
+
+    title: str
+    sql: str
+    params: tuple[tuple[str, object], ...] = ()
+    expect_rows: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A fix, as data. ``digest`` covers everything that will happen, so that what is applied is what was shown."""
+
+    name: str
+    service: str
+    summary: str
+    steps: tuple[Step, ...]
+    params: Labels = ()
+    lock: str = ""
+    """Plans with the same lock never run at once."""
+    digest: str = field(default="")
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One append-only line: the intent before a plan runs, and the outcome after."""
+
+    at: datetime
+    plan: str
+    digest: str
+    phase: Literal["intent", "applied", "failed", "refused", "verified", "not-verified"]
+    who: str
+    why: str
+    detail: str = ""

@@ -1,0 +1,262 @@
+"""The contracts of plugins: what a check, a notifier and a runbook entry declare, and what each is handed.
+
+A plugin is a function with a frozen declaration. It is called once, returns a value, retries nothing and logs no result.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Annotated, Any, Generic, Protocol, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr
+
+from monitor.clock import Clock
+from monitor.domain import (
+    Diagnosis,
+    FindingKind,
+    Guide,
+    Metric,
+    Notification,
+    Observed,
+    Plan,
+    Receipt,
+)
+from monitor.errors import PluginError
+from monitor.probes_contract import HttpProbe, Postgres
+
+# --- configuration of plugins ----------------------------------------------------------------------------------------
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration_s(value: object) -> float:
+    """Read ``"15s"``, ``"1h30m"``, ``"250ms"`` or a number of seconds. Raises ``ValueError`` saying what is expected."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    elif isinstance(value, str) and re.fullmatch(f"(?:{_DURATION.pattern})+", value.strip()):
+        seconds = sum(float(number) * _UNIT_S[unit] for number, unit in _DURATION.findall(value))
+    else:
+        raise ValueError('expected a duration such as "15s", "5m", "1h30m" or a number of seconds')
+    if not 0 <= seconds < 10 * 365 * 86400:
+        raise ValueError("a duration must be at least 0 and less than ten years")
+    return seconds
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration_s)]
+"""Seconds, written in configuration as ``"15s"``, ``"5m"``, ``"1h30m"``."""
+
+
+class PluginConfig(BaseModel):
+    """Base of every plugin's configuration: frozen, unknown keys refused, values never echoed in errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+ConfigT = TypeVar("ConfigT", bound=PluginConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One watched thing, as ``[services.NAME]`` describes it."""
+
+    name: str
+    url: str | None = None
+    """Base URL, without a trailing slash."""
+    dsn: SecretStr | None = None
+    """PostgreSQL: the monitor's own role (pg_monitor)."""
+    canary_dsn: SecretStr | None = None
+    """PostgreSQL: a plain role with the limits of the applications, for the canary login."""
+    fix_dsn: SecretStr | None = None
+    """PostgreSQL: the role that may apply runbook plans. Without it, nothing can be applied."""
+    log: str | None = None
+    """Path of the service's log file."""
+    error_log: str | None = None
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CheckContext:
+    """What a check may touch. Nothing else."""
+
+    service: Service
+    clock: Clock
+    http: HttpProbe
+    pg: Postgres | None
+    """Present when the service has a ``dsn``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check(Generic[ConfigT]):
+    """A check's declaration. Build one with :func:`check`."""
+
+    name: str
+    help: str
+    config: type[ConfigT]
+    metrics: tuple[Metric, ...]
+    finds: tuple[FindingKind, ...]
+    needs: tuple[str, ...]
+    """Fields of :class:`Service` that must be set, e.g. ``("url",)`` or ``("dsn",)``."""
+    run: Callable[[CheckContext, ConfigT], Awaitable[Observed]]
+    blind: str
+    """What BLIND means for this check, for the generated documentation."""
+
+
+AnyCheck = Check[Any]
+
+
+def check(
+    name: str,
+    *,
+    config: type[ConfigT],
+    metrics: Sequence[Metric] = (),
+    finds: Sequence[FindingKind] = (),
+    needs: Sequence[str] = (),
+    blind: str = "",
+) -> Callable[[Callable[[CheckContext, ConfigT], Awaitable[Observed]]], Check[ConfigT]]:
+    """Declare ``async def f(ctx, cfg) -> Observed`` a check. Its docstring is its help. Importing registers nothing.
+
+    The function returns what it saw; it raises :class:`monitor.errors.CannotLook` when it could not look. Deadlines, timing, caps
+    and logging belong to the runner.
+    """
+
+    def declare(run: Callable[[CheckContext, ConfigT], Awaitable[Observed]]) -> Check[ConfigT]:
+        return Check(
+            name=name,
+            help=(run.__doc__ or "").strip(),
+            config=config,
+            metrics=tuple(metrics),
+            finds=tuple(finds),
+            needs=tuple(needs),
+            run=run,
+            blind=blind,
+        )
+
+    return declare
+
+
+# --- notifiers -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NotifyContext:
+    """What a notifier is handed. Delivery enforces ``deadline_s`` too, so a notifier that hangs is abandoned."""
+
+    clock: Clock
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Notifier(Generic[ConfigT]):
+    """A notifier's declaration. Build one with :func:`notifier`."""
+
+    name: str
+    help: str
+    config: type[ConfigT]
+    send: Callable[[NotifyContext, ConfigT, Notification], Awaitable[Receipt]]
+
+
+AnyNotifier = Notifier[Any]
+
+
+def notifier(
+    name: str, *, config: type[ConfigT]
+) -> Callable[[Callable[[NotifyContext, ConfigT, Notification], Awaitable[Receipt]]], Notifier[ConfigT]]:
+    """Declare ``async def send(ctx, cfg, notification) -> Receipt`` a notifier.
+
+    It sends once and raises :class:`monitor.errors.DeliveryError` when it could not; delivery owns retries.
+    """
+
+    def declare(send: Callable[[NotifyContext, ConfigT, Notification], Awaitable[Receipt]]) -> Notifier[ConfigT]:
+        return Notifier(name=name, help=(send.__doc__ or "").strip(), config=config, send=send)
+
+    return declare
+
+
+# --- runbook ---------------------------------------------------------------------------------------------------------
+
+
+class Logs(Protocol):
+    """Read access to the log files named in the configuration."""
+
+    async def matching(self, path: str, text: str, *, limit: int) -> tuple[str, ...]:
+        """The last ``limit`` lines of ``path`` that contain ``text`` literally. Raises ``CannotLook``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunbookContext:
+    """What diagnosis, planning and verification may touch: reading only."""
+
+    service: Service
+    clock: Clock
+    pg: Postgres
+    logs: Logs
+    services: Mapping[str, Service]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation(Generic[ConfigT]):
+    """A fix: ``plan`` looks and returns data, ``verify`` looks again afterwards. Neither changes anything."""
+
+    name: str
+    help: str
+    params: type[ConfigT]
+    plan: Callable[[RunbookContext, ConfigT], Awaitable[Plan]]
+    verify: Callable[[RunbookContext, Plan], Awaitable[Observed]]
+
+
+AnyOperation = Operation[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunbookEntry:
+    """One incident of the runbook: what to say first, how to diagnose it, which operations may fix it."""
+
+    guide: Guide
+    diagnose: Callable[[RunbookContext], Awaitable[Diagnosis]] | None = None
+    operations: tuple[AnyOperation, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.guide.code
+
+
+# --- registry --------------------------------------------------------------------------------------------------------
+
+CHECKS = "platform_monitor.checks"
+NOTIFIERS = "platform_monitor.notifiers"
+RUNBOOK = "platform_monitor.runbook"
+
+
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+PluginT = TypeVar("PluginT", bound=Named)
+
+
+def collect(group: str, builtins: Iterable[PluginT], kind: type[Any]) -> tuple[dict[str, PluginT], tuple[PluginError, ...]]:
+    """All plugins of a group by name: the built-in tuple, then entry points.
+
+    A third-party plugin that cannot be imported, is not a ``kind`` or takes a used name becomes an error beside the good ones.
+    """
+    plugins: dict[str, PluginT] = {plugin.name: plugin for plugin in builtins}
+    errors: list[PluginError] = []
+    for point in sorted(entry_points(group=group), key=lambda found: found.name):
+        try:
+            plugin: PluginT = point.load()
+        except Exception as exc:  # noqa: BLE001 - a third party's import may raise anything
+            errors.append(PluginError(f"plugin {point.value!r} of group {group} cannot be loaded: {exc!r}"))
+            continue
+        if not isinstance(plugin, kind):
+            errors.append(PluginError(f"plugin {point.value!r} of group {group} is not a {kind.__name__}"))
+        elif plugin.name in plugins:
+            errors.append(PluginError(f"plugin {point.value!r} of group {group} takes the used name {plugin.name!r}"))
+        else:
+            plugins[plugin.name] = plugin
+    return plugins, tuple(errors)
