@@ -223,7 +223,9 @@ class Incident:
     first_step: str
     opened_at: datetime
     chain: tuple[EscalationStep, ...]
-    """The escalation chain as it was when the incident opened."""
+    """The escalation chain as it was when the incident opened, or last got worse."""
+    chain_since: datetime
+    """The moment the delays of ``chain`` count from."""
     told: tuple[str, ...] = ()
     """Channels for which a trigger was queued: each of them gets the resolve."""
     step: int = 0

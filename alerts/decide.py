@@ -1,0 +1,215 @@
+"""What a check's result changes: pure functions of (known state, input, policy, now).
+
+Nothing here reads a clock, a store or a configuration file; the engine commits what is decided in one transaction.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from alerts import escalation
+from alerts.escalation import join
+from alerts.fingerprint import fingerprint, incident_id
+from monitor.domain import (
+    Alert,
+    AlertPolicy,
+    AlertState,
+    CheckResult,
+    Decision,
+    EscalationStep,
+    Finding,
+    FindingKind,
+    Guide,
+    Incident,
+    IncidentState,
+    Outcome,
+    Severity,
+    TimelineEntry,
+    Transition,
+    pairs,
+)
+
+EVIDENCE_LINES = 8
+
+CHECK_BLIND = FindingKind("CheckBlind", Severity.P2, None, "A check could not look, several times in a row: what it watches is unwatched.")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the configuration says about one check instance, and about everybody who may have to hear of it."""
+
+    alert: AlertPolicy
+    chains: Mapping[Severity, tuple[EscalationStep, ...]]
+    guides: Mapping[str, Guide] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is remembered before a decision.
+
+    ``alerts`` are those of the instance and of every group it touches, in PENDING or FIRING; ``incidents`` the unresolved ones of
+    those groups, by group.
+    """
+
+    alerts: tuple[Alert, ...] = ()
+    incidents: Mapping[str, Incident] = field(default_factory=dict)
+
+
+def decide(known: Known, result: CheckResult, policy: Policy, now: datetime) -> Decision:
+    """What one result changes.
+
+    BLIND neither raises nor clears what the check watches; it only feeds the check's own ``CheckBlind`` alert, which any run that could
+    look clears. An incident opens when the first alert of its group fires and resolves when the last one does.
+    """
+    changed = _judge_alerts(known, result, policy.alert, now)
+    return _fold(known, changed, policy, now)
+
+
+def retire(known: Known, instance: str, policy: Policy, now: datetime) -> Decision:
+    """What changes when a check instance is no longer configured: its alerts end, and incidents that only they held open."""
+    gone = tuple(replace(alert, state=AlertState.RESOLVED, resolved_at=now) for alert in known.alerts if alert.instance == instance)
+    return _fold(known, gone, policy, now, because="no longer watched: removed from the configuration")
+
+
+def finding_labels(result: CheckResult, finding: Finding) -> tuple[tuple[str, str], ...]:
+    """The identity of a finding: alertname, check, service and the finding's own labels."""
+    return pairs({**dict(finding.labels), "alertname": finding.kind.name, "check": result.check, "service": result.service})
+
+
+def groups_of(result: CheckResult) -> set[str]:
+    """Every group the result could touch by what it found now."""
+    return {_group(result.service, finding) for finding in _findings(result, Severity.P2)}
+
+
+def _group(service: str, finding: Finding) -> str:
+    return f"{service}/{finding.kind.incident or finding.kind.name}"
+
+
+def _findings(result: CheckResult, blind_severity: Severity) -> tuple[Finding, ...]:
+    if result.outcome is Outcome.BLIND:
+        reason = result.error or "no reason given"
+        summary = f"check {result.check} cannot look at {result.service}: {reason}"
+        return (CHECK_BLIND(summary, facts={"reason": reason}, severity=blind_severity),)
+    return result.observed.findings
+
+
+# --- alerts ----------------------------------------------------------------------------------------------------------
+
+
+def _judge_alerts(known: Known, result: CheckResult, policy: AlertPolicy, now: datetime) -> tuple[Alert, ...]:
+    mine = {alert.fingerprint: alert for alert in known.alerts if alert.instance == result.instance}
+    seen: dict[str, Finding] = {}
+    for finding in _findings(result, policy.blind_severity):
+        seen.setdefault(fingerprint(finding_labels(result, finding)), finding)
+    after = policy.blind_after if result.outcome is Outcome.BLIND else policy.fail_after
+    judged = [_worsen(mine.get(print_), print_, finding, result, after, now) for print_, finding in seen.items()]
+    if result.outcome is not Outcome.BLIND:
+        judged += [_improve(alert, policy.recover_after, now) for print_, alert in mine.items() if print_ not in seen]
+    return tuple(alert for alert in judged if alert != mine.get(alert.fingerprint))
+
+
+def _worsen(old: Alert | None, print_: str, finding: Finding, result: CheckResult, after: int, now: datetime) -> Alert:
+    severity = finding.severity or finding.kind.severity
+    if old is None:
+        old = Alert(
+            fingerprint=print_,
+            instance=result.instance,
+            group=_group(result.service, finding),
+            labels=finding_labels(result, finding),
+            code=finding.kind.incident,
+            severity=severity,
+            summary=finding.summary,
+            facts=finding.facts,
+            state=AlertState.PENDING,
+            bad_runs=0,
+            good_runs=0,
+            pending_since=now,
+        )
+    bad = min(old.bad_runs + 1, after)
+    if old.state is AlertState.FIRING:
+        if severity < old.severity:
+            return replace(old, severity=severity, summary=finding.summary, facts=finding.facts, good_runs=0)
+        return replace(old, good_runs=0)
+    seen_now = replace(old, severity=severity, summary=finding.summary, facts=finding.facts, bad_runs=bad, good_runs=0)
+    if bad >= after:
+        return replace(seen_now, state=AlertState.FIRING, firing_since=now)
+    return seen_now
+
+
+def _improve(old: Alert, recover_after: int, now: datetime) -> Alert:
+    good = old.good_runs + 1
+    if old.state is AlertState.PENDING or good >= recover_after:
+        return replace(old, state=AlertState.RESOLVED, good_runs=good, bad_runs=0, resolved_at=now)
+    return replace(old, good_runs=good)
+
+
+# --- incidents -------------------------------------------------------------------------------------------------------
+
+
+def _fold(
+    known: Known, changed: tuple[Alert, ...], policy: Policy, now: datetime, because: str = "the check sees health again"
+) -> Decision:
+    decision = Decision(alerts=changed)
+    was = {alert.fingerprint: alert for alert in known.alerts}
+    current = {**was, **{alert.fingerprint: alert for alert in changed}}
+    for group in sorted({alert.group for alert in changed}):
+        before = known.incidents.get(group)
+        news = [alert for alert in changed if alert.group == group and _is_news(was.get(alert.fingerprint), alert)]
+        if not news:
+            continue
+        firing = [alert for alert in current.values() if alert.group == group and alert.state is AlertState.FIRING]
+        if firing and before is None:
+            decision = join(decision, _open(group, firing, policy, now))
+        elif firing and before is not None:
+            decision = join(decision, _grow(before, news, policy, now))
+        elif before is not None:
+            decision = join(decision, escalation.resolve(before, now, because))
+    return decision
+
+
+def _is_news(old: Alert | None, new: Alert) -> bool:
+    """Whether people could care: it started or stopped firing, or got worse while firing."""
+    was_firing = old is not None and old.state is AlertState.FIRING
+    is_firing = new.state is AlertState.FIRING
+    return was_firing != is_firing or (old is not None and is_firing and new.severity < old.severity)
+
+
+def _open(group: str, firing: list[Alert], policy: Policy, now: datetime) -> Decision:
+    worst = min(firing, key=lambda alert: (alert.severity, alert.fingerprint))
+    guide = policy.guides.get(worst.code or "")
+    incident = Incident(
+        id=incident_id(group, now),
+        group=group,
+        code=worst.code,
+        service=dict(worst.labels)["service"],
+        severity=worst.severity,
+        state=IncidentState.OPEN,
+        title=guide.title if guide else dict(worst.labels)["alertname"],
+        summary=worst.summary,
+        evidence=_evidence(worst),
+        first_step=guide.first_step if guide else "",
+        opened_at=now,
+        chain=policy.chains[worst.severity],
+        chain_since=now,
+    )
+    entries = tuple(TimelineEntry(incident.id, now, "opened", f"{alert.severity.name}: {alert.summary}") for alert in firing)
+    return join(Decision(timeline=entries), escalation.climb(incident, now, Transition.TRIGGERED))
+
+
+def _grow(incident: Incident, news: Iterable[Alert], policy: Policy, now: datetime) -> Decision:
+    """Attach news to an open incident; when the severity rose, the worse severity's chain starts anew and asks again."""
+    news = tuple(news)
+    entries = tuple(
+        TimelineEntry(incident.id, now, "alert", f"{'also' if alert.state is AlertState.FIRING else 'cleared'}: {alert.summary}")
+        for alert in news
+    )
+    worse = [alert for alert in news if alert.state is AlertState.FIRING and alert.severity < incident.severity]
+    if not worse:
+        return Decision(timeline=entries)
+    worst = min(worse, key=lambda alert: (alert.severity, alert.fingerprint))
+    raised = replace(incident, severity=worst.severity, summary=worst.summary, evidence=_evidence(worst))
+    return join(Decision(timeline=entries), escalation.raise_(raised, policy.chains[worst.severity], now))
+
+
+def _evidence(alert: Alert) -> tuple[str, ...]:
+    return tuple(f"{name}: {value}" for name, value in alert.facts[:EVIDENCE_LINES])

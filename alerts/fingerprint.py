@@ -1,0 +1,27 @@
+"""Identity of alerts and incidents. Made of labels and times only, never of text, values or configuration."""
+
+import hashlib
+from datetime import datetime
+
+from monitor.domain import Labels
+
+_OFFSET = 14695981039346656037
+_PRIME = 1099511628211
+_MASK = 0xFFFFFFFFFFFFFFFF
+
+
+def fingerprint(labels: Labels) -> str:
+    """Hash sorted label pairs as Alertmanager does: FNV-1a 64 over ``name 0xff value 0xff``, 16 hex digits.
+
+    Source: Alertmanager's ``model.LabelSet.Fingerprint``; two payloads published with Alertmanager are in the tests.
+    """
+    value = _OFFSET
+    for name, text in sorted(labels):
+        for byte in name.encode(errors="replace") + b"\xff" + text.encode(errors="replace") + b"\xff":
+            value = ((value ^ byte) * _PRIME) & _MASK
+    return f"{value:016x}"
+
+
+def incident_id(group: str, opened_at: datetime) -> str:
+    """Twelve hex digits from the group and the moment of opening: the same decision always makes the same id."""
+    return hashlib.sha256(f"{group}\0{opened_at.isoformat()}".encode(errors="replace")).hexdigest()[:12]

@@ -1,0 +1,34 @@
+"""The monitor's own state, outside the watched database: one store over SQLite (WAL) and PostgreSQL."""
+
+from monitor.store.database import Database, open_readable
+from monitor.store.history import AuditJournal, History, ReportLog, RunCount, hour_of
+from monitor.store.incidents import IncidentStore
+from monitor.store.outbox import ChannelQueue, Outbox
+
+
+class Store:
+    """Everything remembered. Methods block; the running program calls them on one thread of its own.
+
+    Opening creates or upgrades the schema. Raises ``StoreError`` with place, cause and cure.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._database = Database(url)
+        self._database.upgrade()
+        self.place = self._database.place
+        self.incidents = IncidentStore(self._database)
+        self.outbox = Outbox(self._database)
+        self.history = History(self._database)
+        self.reports = ReportLog(self._database)
+        self.journal = AuditJournal(self._database)
+
+    def probe(self) -> None:
+        """Prove that the state can be written now. Raises ``StoreError``."""
+        with self._database.write() as connection:
+            connection.exec_driver_sql("UPDATE reports SET attempts = attempts WHERE period = ''")
+
+    def close(self) -> None:
+        self._database.close()
+
+
+__all__ = ["AuditJournal", "ChannelQueue", "Database", "History", "Outbox", "ReportLog", "RunCount", "Store", "hour_of", "open_readable"]

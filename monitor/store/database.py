@@ -1,0 +1,133 @@
+"""Opening the state database: SQLite (WAL, durable commits) or PostgreSQL, brought to the newest schema.
+
+Owns the engine and the kinds of transactions; every database error leaves here as a ``StoreError``.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import text as sql
+from sqlalchemy.exc import DatabaseError, SQLAlchemyError
+
+from monitor.errors import StoreError
+
+BUSY_TIMEOUT_MS = 5000
+MIGRATIONS = Path(__file__).parent / "migrations"
+_LOCK_DECIDE = 7_201_001
+"""PostgreSQL advisory lock: replicas decide one after the other."""
+
+
+class Database:
+    """An open state database. ``place`` names it in messages, without a password."""
+
+    def __init__(self, url: str) -> None:
+        parsed = make_url(url)
+        self.place = parsed.render_as_string(hide_password=True)
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        if self.is_sqlite:
+            self.place = parsed.database or ":memory:"
+            _make_folder(self.place)
+            self._engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False})
+            _configure_sqlite(self._engine)
+        else:
+            self._engine = create_engine(parsed, pool_size=2, max_overflow=2, pool_pre_ping=True, connect_args={"connect_timeout": 5})
+
+    def upgrade(self) -> None:
+        """Bring the schema to the newest version, once, whoever else starts at the same moment. Raises ``StoreError``."""
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        with self.write() as connection:
+            scripts = ScriptDirectory.from_config(config)
+            current = MigrationContext.configure(connection).get_current_heads()
+            known = {script.revision for script in scripts.walk_revisions()}
+            if set(current) - known:
+                raise StoreError(
+                    f"state {self.place} was written by a newer version of the monitor: upgrade the program, or use another file"
+                )
+            if current != tuple(scripts.get_heads()):
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One transaction that changes things, serialised against every other writer. Raises ``StoreError``."""
+        with self._translated(), self._engine.begin() as connection:
+            if not self.is_sqlite:
+                connection.execute(sql("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_DECIDE})
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One snapshot to read from. Raises ``StoreError``."""
+        with self._translated(), self._engine.connect() as plain:
+            connection = plain.execution_options(read_only_transaction=True)
+            with connection.begin():
+                yield connection
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as exc:
+            raise StoreError(f"state {self.place}: {_explain(exc)}") from exc
+
+
+def open_readable(path: Path) -> None:
+    """Raise ``StoreError`` when a SQLite file does not exist, so that reading commands never create an empty state."""
+    if not path.exists():
+        raise StoreError(f"state {path} does not exist: the monitor has not run with this configuration yet")
+
+
+def _make_folder(place: str) -> None:
+    if place == ":memory:":
+        return
+    try:
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StoreError(f"state {place}: its folder cannot be made: {exc.strerror}") from exc
+
+
+def _configure_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _on_connect(dbapi_connection: Any, _record: object) -> None:
+        dbapi_connection.isolation_level = None  # transactions are begun below, explicitly
+        cursor = dbapi_connection.cursor()
+        for pragma in (f"busy_timeout={BUSY_TIMEOUT_MS}", "journal_mode=WAL", "synchronous=FULL"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        reads = connection.get_execution_options().get("read_only_transaction")
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+_CURES = (
+    ("readonly database", "the file is read-only: give the monitor's account write access to it and to its folder"),
+    ("unable to open", "the file cannot be opened: check the path and the account's rights on its folder"),
+    ("locked", "another process holds the file locked: end it, or choose another state file"),
+    ("disk is full", "the disk is full: free space; checking goes on, nothing can be recorded"),
+    ("disk i/o error", "the disk cannot be read or written"),
+    ("not a database", "the file is not a state database, or is damaged: move it away and restart"),
+    ("malformed", "the file is damaged: move it away and restart"),
+)
+
+
+def _explain(exc: SQLAlchemyError) -> str:
+    """One line for a person: the cure where the driver's message is a known one of SQLite's, else its first line."""
+    cause = exc.orig if isinstance(exc, DatabaseError) and exc.orig is not None else exc
+    first_line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    for words, cure in _CURES:
+        if words in first_line.lower():
+            return f"{cure} ({first_line})"
+    return first_line

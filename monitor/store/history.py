@@ -1,0 +1,158 @@
+"""Run counts by hour, report periods and the audit journal: the parts of the state that only grow, and are bounded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from monitor.domain import AuditEntry, CheckResult
+from monitor.store.database import Database
+from monitor.store.schema import audit, reports, run_hours
+
+
+@dataclass(frozen=True, slots=True)
+class RunCount:
+    """What one check instance saw in a period: runs by outcome, and seconds per run."""
+
+    instance: str
+    check: str
+    service: str
+    ok: int
+    found: int
+    blind: int
+    mean_s: float
+    max_s: float
+
+
+class History:
+    """Hourly counts. A batch of results is one transaction and one row per instance and hour."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def record(self, results: Sequence[CheckResult]) -> None:
+        """Add results to their hours."""
+        rows: dict[tuple[str, datetime], dict[str, Any]] = {}
+        for result in results:
+            hour = hour_of(result.started_at)
+            row = rows.get((result.instance, hour))
+            if row is None:
+                row = rows[result.instance, hour] = {
+                    "instance": result.instance,
+                    "hour": hour,
+                    "check_name": result.check,
+                    "service": result.service,
+                    "ok": 0,
+                    "found": 0,
+                    "blind": 0,
+                    "duration_sum_s": 0.0,
+                    "duration_max_s": 0.0,
+                }
+            row[result.outcome.value] += 1
+            row["duration_sum_s"] += result.duration_s
+            row["duration_max_s"] = max(row["duration_max_s"], result.duration_s)
+        if not rows:
+            return
+        build: Any = sqlite.insert if self._database.is_sqlite else postgresql.insert
+        new = build(run_hours)
+        largest = func.max if self._database.is_sqlite else func.greatest
+        added = {name: run_hours.c[name] + new.excluded[name] for name in ("ok", "found", "blind", "duration_sum_s")}
+        added["duration_max_s"] = largest(run_hours.c.duration_max_s, new.excluded.duration_max_s)
+        with self._database.write() as connection:
+            connection.execute(new.on_conflict_do_update(index_elements=["instance", "hour"], set_=added), list(rows.values()))
+
+    def counts(self, since: datetime, until: datetime) -> tuple[RunCount, ...]:
+        """Per instance, over the whole hours that begin in ``[since, until)``."""
+        runs = func.sum(run_hours.c.ok + run_hours.c.found + run_hours.c.blind)
+        query = (
+            select(
+                run_hours.c.instance,
+                func.max(run_hours.c.check_name).label("check"),
+                func.max(run_hours.c.service).label("service"),
+                func.sum(run_hours.c.ok).label("ok"),
+                func.sum(run_hours.c.found).label("found"),
+                func.sum(run_hours.c.blind).label("blind"),
+                (func.sum(run_hours.c.duration_sum_s) / func.nullif(runs, 0)).label("mean_s"),
+                func.max(run_hours.c.duration_max_s).label("max_s"),
+            )
+            .where(run_hours.c.hour >= since, run_hours.c.hour < until)
+            .group_by(run_hours.c.instance)
+            .order_by(run_hours.c.instance)
+        )
+        with self._database.read() as connection:
+            return tuple(RunCount(**{**dict(row), "mean_s": row["mean_s"] or 0.0}) for row in connection.execute(query).mappings())
+
+    def prune(self, before: datetime) -> None:
+        with self._database.write() as connection:
+            connection.execute(delete(run_hours).where(run_hours.c.hour < before))
+
+
+class ReportLog:
+    """Which report periods are due and which were sent: each period once, also over restarts."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def want(self, period: str, now: datetime) -> None:
+        """Note that a period's report is due. Does nothing when it is known already."""
+        with self._database.write() as connection:
+            if connection.execute(select(reports.c.period).where(reports.c.period == period)).first() is None:
+                row = {"period": period, "state": "due", "attempts": 0, "next_attempt_at": now}
+                connection.execute(insert(reports).values(row))
+
+    def due(self, now: datetime) -> tuple[str, ...]:
+        query = select(reports.c.period).where(reports.c.state == "due", reports.c.next_attempt_at <= now)
+        with self._database.read() as connection:
+            return tuple(connection.execute(query.order_by(reports.c.period)).scalars())
+
+    def sent(self, period: str, now: datetime) -> None:
+        with self._database.write() as connection:
+            values = {"state": "sent", "sent_at": now, "attempts": reports.c.attempts + 1, "last_error": None}
+            connection.execute(update(reports).where(reports.c.period == period).values(values))
+
+    def failed(self, period: str, reason: str, retry_at: datetime) -> None:
+        with self._database.write() as connection:
+            values = {"attempts": reports.c.attempts + 1, "last_error": reason, "next_attempt_at": retry_at}
+            connection.execute(update(reports).where(reports.c.period == period).values(values))
+
+    def last(self, prefix: str) -> str | None:
+        """The newest period known that begins with ``prefix``."""
+        query = select(func.max(reports.c.period)).where(reports.c.period.startswith(prefix, autoescape=True))
+        with self._database.read() as connection:
+            newest: str | None = connection.execute(query).scalar()
+            return newest
+
+
+class AuditJournal:
+    """Append-only: there is no update and no delete here, and each entry is durable before ``append`` returns."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def append(self, entry: AuditEntry) -> None:
+        row = {
+            "at": entry.at,
+            "plan": entry.plan,
+            "digest": entry.digest,
+            "phase": entry.phase,
+            "who": entry.who,
+            "why": entry.why,
+            "detail": entry.detail,
+        }
+        with self._database.write() as connection:
+            connection.execute(insert(audit).values(row))
+
+    def entries(self, plan: str, since: datetime) -> tuple[AuditEntry, ...]:
+        """Entries of a plan since a moment, oldest first."""
+        columns = [audit.c[name] for name in ("at", "plan", "digest", "phase", "who", "why", "detail")]
+        query = select(*columns).where(audit.c.plan == plan, audit.c.at >= since).order_by(audit.c.id)
+        with self._database.read() as connection:
+            return tuple(AuditEntry(**dict(row)) for row in connection.execute(query).mappings())
+
+
+def hour_of(moment: datetime) -> datetime:
+    """The beginning of the hour that a moment lies in."""
+    return moment - timedelta(minutes=moment.minute, seconds=moment.second, microseconds=moment.microsecond)

@@ -1,0 +1,152 @@
+"""Alerts, incidents and their timeline: what is known, and decisions committed whole or not at all."""
+
+from collections.abc import Callable, Collection, Iterable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from alerts.decide import Known
+from monitor.domain import AlertState, Decision, Incident, IncidentState, TimelineEntry
+from monitor.errors import UsageError
+from monitor.store.database import Database
+from monitor.store.rows import alert_of, alert_row, incident_of, incident_row, timeline_of
+from monitor.store.schema import alerts, incidents, outbox, timeline
+
+_LIVE_ALERT = alerts.c.state != AlertState.RESOLVED.value
+_LIVE_INCIDENT = incidents.c.state != IncidentState.RESOLVED.value
+
+
+class IncidentStore:
+    """All writes happen in one transaction each: alerts, incidents, timeline and outbox rows together."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def decide(self, instance: str, groups: Collection[str], decision: Callable[[Known], Decision], now: datetime) -> Decision:
+        """Read what is known about an instance and the groups it touches, decide, commit. Returns what was decided."""
+        with self._database.write() as connection:
+            known = _known(connection, instance, groups)
+            decided = decision(known)
+            if decided:
+                self._save(connection, decided, now)
+            return decided
+
+    def change(self, incident_id: str, decision: Callable[[Incident], Decision], now: datetime) -> tuple[Incident, Decision]:
+        """Apply a decision to one incident, found by its id. Returns the incident as it is afterwards. Raises ``UsageError``."""
+        with self._database.write() as connection:
+            before = _find(connection, incident_id)
+            decided = decision(before)
+            if decided:
+                self._save(connection, decided, now)
+            return (decided.incidents[-1] if decided.incidents else before), decided
+
+    def escalations_due(self, now: datetime) -> tuple[str, ...]:
+        """Ids of incidents whose next step is due."""
+        query = select(incidents.c.id).where(incidents.c.state == IncidentState.OPEN.value, incidents.c.next_escalation_at <= now)
+        with self._database.read() as connection:
+            return tuple(connection.execute(query.order_by(incidents.c.severity)).scalars())
+
+    def live_instances(self) -> frozenset[str]:
+        """Check instances with an alert that is pending or firing."""
+        with self._database.read() as connection:
+            return frozenset(connection.execute(select(alerts.c.instance).where(_LIVE_ALERT).distinct()).scalars())
+
+    def find(self, incident_id: str) -> Incident:
+        """One incident by id or unique beginning of it. Raises ``UsageError`` naming what matches."""
+        with self._database.read() as connection:
+            return _find(connection, incident_id)
+
+    def list(self, *, unresolved: bool, since: datetime | None = None, limit: int = 200) -> tuple[Incident, ...]:
+        """Incidents, the worst unresolved first, then the newest. ``since`` adds those that were open at or after that moment."""
+        query = select(incidents)
+        if unresolved:
+            query = query.where(_LIVE_INCIDENT)
+        elif since is not None:
+            query = query.where(or_(_LIVE_INCIDENT, incidents.c.resolved_at >= since))
+        query = query.order_by(_LIVE_INCIDENT.desc(), incidents.c.severity, incidents.c.opened_at.desc()).limit(limit)
+        with self._database.read() as connection:
+            return tuple(incident_of(row) for row in connection.execute(query).mappings())
+
+    def timeline(self, incident_id: str) -> tuple[TimelineEntry, ...]:
+        query = select(timeline).where(timeline.c.incident_id == incident_id).order_by(timeline.c.id)
+        with self._database.read() as connection:
+            return tuple(timeline_of(row) for row in connection.execute(query).mappings())
+
+    def add_timeline(self, entries: Iterable[TimelineEntry]) -> None:
+        rows = [_timeline_row(entry) for entry in entries]
+        with self._database.write() as connection:
+            connection.execute(insert(timeline), rows)
+
+    def prune(self, before: datetime) -> None:
+        """Forget alerts, incidents, timeline and finished outbox rows that ended before that moment."""
+        gone = select(incidents.c.id).where(incidents.c.resolved_at < before)
+        with self._database.write() as connection:
+            connection.execute(delete(timeline).where(timeline.c.incident_id.in_(gone)))
+            connection.execute(delete(outbox).where(outbox.c.incident_id.in_(gone), outbox.c.state != "pending"))
+            connection.execute(delete(alerts).where(alerts.c.resolved_at < before))
+            pending = select(outbox.c.incident_id).where(outbox.c.state == "pending")
+            connection.execute(delete(incidents).where(incidents.c.resolved_at < before, incidents.c.id.not_in(pending)))
+
+    def _save(self, connection: Connection, decision: Decision, now: datetime) -> None:
+        upsert: Any = sqlite.insert if self._database.is_sqlite else postgresql.insert
+        if decision.alerts:
+            rows = upsert(alerts).values([alert_row(alert) for alert in decision.alerts])
+            columns = {column.name: rows.excluded[column.name] for column in alerts.columns if not column.primary_key}
+            connection.execute(rows.on_conflict_do_update(index_elements=["fingerprint"], set_=columns))
+        severities: dict[str, int] = {}
+        for incident in decision.incidents:
+            row = incident_row(incident)
+            severities[incident.id] = int(incident.severity)
+            if connection.execute(update(incidents).where(incidents.c.id == incident.id).values(row)).rowcount == 0:
+                connection.execute(insert(incidents).values(row))
+        if decision.timeline:
+            connection.execute(insert(timeline), [_timeline_row(entry) for entry in decision.timeline])
+        if decision.intents:
+            rows_out = [
+                {
+                    "incident_id": intent.incident_id,
+                    "transition": intent.transition.value,
+                    "channel": intent.channel,
+                    "dedup_key": intent.incident_id,
+                    "reason": intent.reason,
+                    "severity": severities[intent.incident_id],
+                    "state": "pending",
+                    "created_at": now,
+                    "attempts": 0,
+                    "next_attempt_at": now,
+                }
+                for intent in decision.intents
+            ]
+            connection.execute(insert(outbox), rows_out)
+
+
+def _known(connection: Connection, instance: str, groups: Collection[str]) -> Known:
+    mine = select(alerts.c.group_key).where(_LIVE_ALERT, alerts.c.instance == instance)
+    touched = sorted({*groups, *connection.execute(mine).scalars()})
+    if not touched:
+        return Known()
+    live = select(alerts).where(_LIVE_ALERT, alerts.c.group_key.in_(touched))
+    opened = select(incidents).where(_LIVE_INCIDENT, incidents.c.group_key.in_(touched))
+    return Known(
+        alerts=tuple(alert_of(row) for row in connection.execute(live).mappings()),
+        incidents={row["group_key"]: incident_of(row) for row in connection.execute(opened).mappings()},
+    )
+
+
+def _find(connection: Connection, incident_id: str) -> Incident:
+    if not incident_id or not incident_id.isalnum():
+        raise UsageError(f"no incident {incident_id!r}: an id is twelve hex digits, or their beginning")
+    query = select(incidents).where(incidents.c.id.startswith(incident_id, autoescape=True)).order_by(incidents.c.opened_at.desc())
+    rows = connection.execute(query.limit(5)).mappings().all()
+    exact = [row for row in rows if row["id"] == incident_id]
+    if len(exact) == 1 or len(rows) == 1:
+        return incident_of((exact or rows)[0])
+    if rows:
+        raise UsageError(f"{incident_id!r} is the beginning of several incidents: {', '.join(row['id'] for row in rows)}")
+    raise UsageError(f"no incident {incident_id!r}: `monitor incidents --all` lists them")
+
+
+def _timeline_row(entry: TimelineEntry) -> dict[str, object]:
+    return {"incident_id": entry.incident_id, "at": entry.at, "kind": entry.kind, "text": entry.text, "actor": entry.actor}

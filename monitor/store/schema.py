@@ -1,0 +1,155 @@
+"""The tables of the monitor's own state, one definition for SQLite and PostgreSQL.
+
+Times are integers, microseconds since 1970 UTC: exact, comparable and the same in both databases.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Column, Dialect, Float, Index, Integer, MetaData, String, Table, Text, TypeDecorator, text
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Moment(TypeDecorator[datetime]):
+    """An aware UTC datetime, stored as microseconds since the epoch."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        return None if value is None else (value - _EPOCH) // _MICROSECOND
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else _EPOCH + int(value) * _MICROSECOND
+
+
+metadata = MetaData()
+_RowId = BigInteger().with_variant(Integer, "sqlite")
+
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("fingerprint", String(16), primary_key=True),
+    Column("instance", Text, nullable=False),
+    Column("group_key", Text, nullable=False),
+    Column("labels", JSON, nullable=False),
+    Column("code", String(32)),
+    Column("severity", Integer, nullable=False),
+    Column("summary", Text, nullable=False),
+    Column("facts", JSON, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("bad_runs", Integer, nullable=False),
+    Column("good_runs", Integer, nullable=False),
+    Column("pending_since", Moment, nullable=False),
+    Column("firing_since", Moment),
+    Column("resolved_at", Moment),
+    Index("alerts_live_instance", "instance", sqlite_where=text("state <> 'resolved'"), postgresql_where=text("state <> 'resolved'")),
+    Index("alerts_live_group", "group_key", sqlite_where=text("state <> 'resolved'"), postgresql_where=text("state <> 'resolved'")),
+)
+
+incidents = Table(
+    "incidents",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("group_key", Text, nullable=False),
+    Column("code", String(32)),
+    Column("service", Text, nullable=False),
+    Column("severity", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("title", Text, nullable=False),
+    Column("summary", Text, nullable=False),
+    Column("evidence", JSON, nullable=False),
+    Column("first_step", Text, nullable=False),
+    Column("opened_at", Moment, nullable=False),
+    Column("chain", JSON, nullable=False),
+    Column("chain_since", Moment, nullable=False),
+    Column("told", JSON, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("next_escalation_at", Moment),
+    Column("acked_at", Moment),
+    Column("acked_by", Text),
+    Column("resolved_at", Moment),
+    # the promise "once": never two unresolved incidents of one group, whoever writes
+    Index(
+        "incidents_one_open_per_group",
+        "group_key",
+        unique=True,
+        sqlite_where=text("state <> 'resolved'"),
+        postgresql_where=text("state <> 'resolved'"),
+    ),
+    Index("incidents_opened", "opened_at"),
+)
+
+timeline = Table(
+    "timeline",
+    metadata,
+    Column("id", _RowId, primary_key=True, autoincrement=True),
+    Column("incident_id", String(32), nullable=False, index=True),
+    Column("at", Moment, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", _RowId, primary_key=True, autoincrement=True),
+    Column("incident_id", String(32), nullable=False),
+    Column("transition", String(16), nullable=False),
+    Column("channel", Text, nullable=False),
+    Column("dedup_key", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("severity", Integer, nullable=False),
+    Column("state", String(16), nullable=False),  # pending, sent, dead
+    Column("created_at", Moment, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_attempt_at", Moment, nullable=False),
+    Column("lease_until", Moment),
+    Column("lease_owner", Text),
+    Column("finished_at", Moment),
+    Column("last_error", Text),
+    Column("receipt", JSON),
+    Index("outbox_pending", "next_attempt_at", sqlite_where=text("state = 'pending'"), postgresql_where=text("state = 'pending'")),
+    Index("outbox_by_key", "incident_id", "channel", "id"),
+)
+
+run_hours = Table(
+    "run_hours",
+    metadata,
+    Column("instance", Text, primary_key=True),
+    Column("hour", Moment, primary_key=True),
+    Column("check_name", Text, nullable=False),
+    Column("service", Text, nullable=False),
+    Column("ok", Integer, nullable=False),
+    Column("found", Integer, nullable=False),
+    Column("blind", Integer, nullable=False),
+    Column("duration_sum_s", Float, nullable=False),
+    Column("duration_max_s", Float, nullable=False),
+)
+
+reports = Table(
+    "reports",
+    metadata,
+    Column("period", Text, primary_key=True),
+    Column("state", String(16), nullable=False),  # due, sent
+    Column("attempts", Integer, nullable=False),
+    Column("next_attempt_at", Moment, nullable=False),
+    Column("sent_at", Moment),
+    Column("last_error", Text),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", _RowId, primary_key=True, autoincrement=True),
+    Column("at", Moment, nullable=False),
+    Column("plan", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("phase", String(16), nullable=False),
+    Column("who", Text, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+)
