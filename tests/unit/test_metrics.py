@@ -1,0 +1,203 @@
+"""The exposition: what is shown, what vanishes, what is capped, and that no text breaks the format."""
+
+import subprocess
+from datetime import UTC, datetime
+
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from monitor.domain import CheckResult, Metric, Observed, Outcome, Sample
+from monitor.metrics import Exposition, names
+from tests.conftest import tool
+
+AT = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)
+LATENCY = Metric("monitor_http_phase_seconds", "Time spent in a phase.", ("phase",))
+USED = Metric("monitor_pg_connections", 'Connections, by "state"\nand \\ application.', ("state",))
+
+
+def result(*samples: Sample, service: str = "auth", outcome: Outcome = Outcome.OK, name: str = "health") -> CheckResult:
+    return CheckResult(
+        instance=f"{name}/{service}",
+        check="http_health",
+        service=service,
+        outcome=outcome,
+        started_at=AT,
+        duration_s=0.25,
+        observed=Observed(samples),
+    )
+
+
+def series(exposition: Exposition) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Every series of the page, read by the reference parser; fails on one given twice."""
+    found: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
+    for family in text_string_to_metric_families(exposition.render().decode()):
+        for sample in family.samples:
+            key = (sample.name, frozenset(sample.labels.items()))
+            assert key not in found, f"given twice: {key}"
+            found[key] = sample.value
+    return found
+
+
+def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    return name, frozenset(labels.items())
+
+
+def test_a_result_becomes_series_with_the_service_first() -> None:
+    exposition = Exposition("1.2.3")
+    exposition.record(result(LATENCY(0.5, phase="dns"), LATENCY(1.5, phase="wait")))
+    text = exposition.render().decode()
+    assert 'monitor_http_phase_seconds{service="auth",phase="dns"} 0.5\n' in text
+    found = series(exposition)
+    assert found[key("monitor_check_outcome", check="health", service="auth", outcome="ok")] == 1
+    assert found[key("monitor_check_outcome", check="health", service="auth", outcome="blind")] == 0
+    assert found[key("monitor_check_duration_seconds", check="health", service="auth")] == 0.25
+    assert found[key("monitor_check_last_run_timestamp_seconds", check="health", service="auth")] == AT.timestamp()
+    assert found[key("monitor_check_runs_total", check="health", service="auth", outcome="ok")] == 1
+    assert any(name == "monitor_build_info" and ("version", "1.2.3") in labels for name, labels in found)
+
+
+def test_each_family_stands_once_with_help_and_type() -> None:
+    exposition = Exposition("1")
+    for service in ("auth", "data"):
+        exposition.record(result(LATENCY(1, phase="dns"), USED(2, state="idle"), service=service))
+    text = exposition.render().decode()
+    for metric in (LATENCY, USED, *names.PER_CHECK):
+        assert text.count(f"# HELP {metric.name} ") == 1
+        assert text.count(f"# TYPE {metric.name} {metric.kind}\n") == 1
+    by_name = {family.name: family for family in text_string_to_metric_families(text)}
+    assert by_name["monitor_pg_connections"].documentation == USED.help
+    assert len(by_name["monitor_pg_connections"].samples) == 2
+
+
+def test_samples_of_a_gone_subject_vanish() -> None:
+    exposition = Exposition("1")
+    exposition.record(result(LATENCY(1, phase="dns"), USED(2, state="idle")))
+    exposition.render()
+    exposition.record(result(LATENCY(3, phase="tls")))
+    found = series(exposition)
+    assert key("monitor_http_phase_seconds", service="auth", phase="tls") in found
+    assert key("monitor_http_phase_seconds", service="auth", phase="dns") not in found
+    assert "monitor_pg_connections" not in exposition.render().decode().replace('metric="monitor_pg_connections"', "")
+    exposition.forget("health/auth")
+    assert not any("service" in dict(labels) for _, labels in series(exposition))
+
+
+def test_a_blind_run_shows_no_old_values_and_counts_runs() -> None:
+    exposition = Exposition("1")
+    exposition.record(result(LATENCY(1, phase="dns")))
+    exposition.record(result(outcome=Outcome.BLIND))
+    found = series(exposition)
+    assert key("monitor_http_phase_seconds", service="auth", phase="dns") not in found
+    assert found[key("monitor_check_outcome", check="health", service="auth", outcome="blind")] == 1
+    assert found[key("monitor_check_outcome", check="health", service="auth", outcome="ok")] == 0
+    assert found[key("monitor_check_runs_total", check="health", service="auth", outcome="ok")] == 1
+    assert found[key("monitor_check_runs_total", check="health", service="auth", outcome="blind")] == 1
+
+
+def test_a_scrape_without_news_is_the_same_object() -> None:
+    exposition = Exposition("1")
+    exposition.record(result(LATENCY(1, phase="dns")))
+    first = exposition.render()
+    assert exposition.render() is first
+    exposition.set(names.STORE_UP, 1)
+    second = exposition.render()
+    assert second is not first
+    exposition.set(names.STORE_UP, 1)
+    assert exposition.render() is second
+
+
+def test_a_family_is_capped_and_the_rest_is_counted() -> None:
+    exposition = Exposition("1", series_per_family=3)
+    flood = result(*(USED(n, state=f"s{n}") for n in range(10)))
+    exposition.record(flood)
+    exposition.record(result(USED(1, state="x"), service="data"))
+    found = series(exposition)
+    assert sum(name == "monitor_pg_connections" for name, _ in found) == 3
+    assert found[key("monitor_series_dropped_total", metric="monitor_pg_connections")] == 8
+    exposition.forget("health/auth")
+    exposition.record(result(USED(1, state="x"), service="data"))
+    assert key("monitor_pg_connections", service="data", state="x") in series(exposition)
+
+
+def test_no_series_stands_twice_when_two_checks_measure_the_same() -> None:
+    exposition = Exposition("1")
+    exposition.record(result(LATENCY(1, phase="dns"), name="health"))
+    exposition.record(result(LATENCY(2, phase="dns"), LATENCY(3, phase="dns"), name="health-again"))
+    found = series(exposition)
+    assert found[key("monitor_http_phase_seconds", service="auth", phase="dns")] == 1
+    assert found[key("monitor_series_dropped_total", metric="monitor_http_phase_seconds")] == 1
+    exposition.forget("health/auth")
+    exposition.record(result(LATENCY(2, phase="dns"), name="health-again"))
+    assert series(exposition)[key("monitor_http_phase_seconds", service="auth", phase="dns")] == 2
+
+
+def test_what_cannot_be_written_is_left_out_and_counted() -> None:
+    exposition = Exposition("1")
+    spaced = Metric("monitor bad", "x")
+    taken = Metric("monitor_http_phase_seconds", "Another meaning.", ("other",))
+    reserved = Metric("monitor_twice", "Names the label that is added.", ("service",))
+    exposition.record(
+        result(LATENCY(1, phase="dns"), spaced(1), taken(1, other="a"), reserved(1, service="b"), Sample(USED, ("a", "too many"), 1))
+    )
+    found = series(exposition)
+    assert key("monitor_http_phase_seconds", service="auth", phase="dns") in found
+    for name in ("monitor bad", "monitor_http_phase_seconds", "monitor_twice", "monitor_pg_connections"):
+        assert found[key("monitor_series_dropped_total", metric=name)] == 1
+
+
+def test_rare_counters_start_at_zero() -> None:
+    exposition = Exposition("1")
+    exposition.seed_channels(["pagerduty"])
+    exposition.add(names.NOTIFICATIONS, channel="pagerduty", outcome="sent")
+    exposition.seed_channels(["pagerduty"])
+    found = series(exposition)
+    assert found[key("monitor_notifications_total", channel="pagerduty", outcome="dead")] == 0
+    assert found[key("monitor_notifications_total", channel="pagerduty", outcome="sent")] == 1
+    assert found[key("monitor_outbox_dead", channel="pagerduty")] == 0
+    assert found[key("monitor_incidents", severity="P1", state="open")] == 0
+    exposition.clear(names.OUTBOX_DEAD)
+    assert key("monitor_outbox_dead", channel="pagerduty") not in series(exposition)
+
+
+def test_special_numbers() -> None:
+    exposition = Exposition("1")
+    exposition.record(result(*(USED(float(value), state=value) for value in ("nan", "inf", "-inf", "1e-300"))))
+    text = exposition.render().decode()
+    for state, written in (("nan", "NaN"), ("inf", "+Inf"), ("-inf", "-Inf"), ("1e-300", "1e-300")):
+        assert f'state="{state}"}} {written}\n' in text
+
+
+HOSTILE = st.text(st.characters(), max_size=20) | st.sampled_from(['"} 1\nevil 1\n', "\\", '\\"', "\n", "\r\n", "\u2028", "#", "{}"])
+
+
+@given(service=HOSTILE, label=HOSTILE, help_text=HOSTILE, name=HOSTILE)
+def test_hostile_text_never_adds_or_breaks_a_line(service: str, label: str, help_text: str, name: str) -> None:
+    metric = Metric("monitor_hostile", help_text, ("label",))
+    hostile = result(metric(1, label=label), service=service, name=name)
+    tame = Exposition("1")
+    tame.record(result(Metric("monitor_hostile", "x", ("label",))(1, label="x"), service="x", name="x"))
+    exposition = Exposition(label)
+    exposition.record(hostile)
+    assert {name for name, _ in series(exposition)} == {name for name, _ in series(tame)}
+    assert exposition.render().count(b"\n") == tame.render().count(b"\n")
+    assert len(exposition.render().decode().splitlines()) == exposition.render().count(b"\n")
+
+
+@given(text=st.text(st.characters(blacklist_categories=("Cc", "Cs", "Zl", "Zp")), max_size=30))
+def test_printable_label_values_survive_the_round_trip(text: str) -> None:
+    exposition = Exposition("1")
+    exposition.record(result(USED(1, state=text)))
+    assert key("monitor_pg_connections", service="auth", state=text) in series(exposition)
+
+
+def test_promtool_finds_nothing_to_complain_about() -> None:
+    exposition = Exposition("1")
+    exposition.seed_channels(["pagerduty", "slack"])
+    exposition.record(result(LATENCY(1, phase='q"uo\\te\n'), USED(float("nan"), state="idle")))
+    for metric in (names.STORE_UP, names.CONFIG_RELOAD_SUCCESSFUL, names.CONFIG_RELOAD_SUCCESS_TIME):
+        exposition.set(metric, 1)
+    for metric in names.OWN:
+        assert f"# TYPE {metric.name} " in exposition.render().decode()
+    told = subprocess.run([tool("promtool"), "check", "metrics"], input=exposition.render(), capture_output=True, timeout=30, check=False)
+    assert (told.returncode, told.stdout + told.stderr) == (0, b"")
