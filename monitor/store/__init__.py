@@ -4,6 +4,7 @@ from monitor.store.database import Database, open_readable
 from monitor.store.history import AuditJournal, History, ReportLog, RunCount, hour_of
 from monitor.store.incidents import IncidentStore
 from monitor.store.outbox import ChannelQueue, Outbox
+from monitor.store.thread import StoreThread
 
 
 class Store:
@@ -31,4 +32,16 @@ class Store:
         self._database.close()
 
 
-__all__ = ["AuditJournal", "ChannelQueue", "Database", "History", "Outbox", "ReportLog", "RunCount", "Store", "hour_of", "open_readable"]
+__all__ = [
+    "AuditJournal",
+    "ChannelQueue",
+    "Database",
+    "History",
+    "Outbox",
+    "ReportLog",
+    "RunCount",
+    "Store",
+    "StoreThread",
+    "hour_of",
+    "open_readable",
+]

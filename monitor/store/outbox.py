@@ -78,14 +78,9 @@ class Outbox:
             values = {"state": "sent", "receipt": receipt_row(receipt), "last_error": None}
             done = self._finish(connection, notification.id, now, values, owner)
             if done:
-                text = f"{notification.transition.value} delivered to {notification.channel}"
-                _note(
-                    connection,
-                    notification,
-                    now,
-                    "delivered",
-                    text if notification.attempts == 1 else f"{text}, attempt {notification.attempts}",
-                )
+                attempt = "" if notification.attempts == 1 else f", attempt {notification.attempts}"
+                text = f"{notification.transition.value} delivered to {notification.channel}{attempt}"
+                _note(connection, notification, now, "delivered", text)
             return done
 
     def retry(self, notification: Notification, owner: str, reason: str, at: datetime) -> None:
@@ -129,9 +124,8 @@ class Outbox:
 
     def next_due(self) -> datetime | None:
         """When the next pending row may be tried, or None when nothing waits."""
-        ready = func.max(outbox.c.next_attempt_at, func.coalesce(outbox.c.lease_until, outbox.c.next_attempt_at))
-        if not self._database.is_sqlite:
-            ready = func.greatest(outbox.c.next_attempt_at, func.coalesce(outbox.c.lease_until, outbox.c.next_attempt_at))
+        later: Any = func.max if self._database.is_sqlite else func.greatest
+        ready = later(outbox.c.next_attempt_at, func.coalesce(outbox.c.lease_until, outbox.c.next_attempt_at))
         query = select(func.min(ready, type_=outbox.c.next_attempt_at.type)).where(outbox.c.state == "pending")
         with self._database.read() as connection:
             due: datetime | None = connection.execute(query).scalar()

@@ -1,0 +1,156 @@
+"""The outbox's other end: claims due rows, sends each through its channel, and only then marks it sent.
+
+At least once per (incident, transition, channel), in order per incident and channel; retries, leases and dead letters live here.
+"""
+
+import asyncio
+import os
+import random
+import socket
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import structlog
+
+from monitor.clock import Clock
+from monitor.config.settings import Channel, Settings
+from monitor.domain import Notification, Receipt
+from monitor.errors import DeliveryError, StoreError
+from monitor.plugins import NotifyContext
+from monitor.store import Store, StoreThread
+
+SEND_DEADLINE_S = 15.0
+LEASE_S = 60.0
+"""Longer than a send may take: a row whose lease ran out belongs to nobody and is sent again."""
+POLL_S = 5.0
+BACKOFF_FIRST_S = 1.0
+BACKOFF_MOST_S = 300.0
+PER_CHANNEL = 4
+"""Sends under way at once on one channel."""
+
+log = structlog.get_logger("monitor.delivery")
+
+OnOutcome = Callable[[str, str], None]
+"""Called with (channel, outcome): sent, retried, dead."""
+
+
+class Delivery:
+    """Claims and sends until cancelled. Several may run over one store: the lease decides who owns a row."""
+
+    def __init__(self, settings: Settings, *, store: Store, thread: StoreThread, clock: Clock, on_outcome: OnOutcome) -> None:
+        self.settings = settings
+        self._store = store
+        self._thread = thread
+        self._clock = clock
+        self._on_outcome = on_outcome
+        self._owner = f"{socket.gethostname()}/{os.getpid()}/{random.randrange(16**6):06x}"  # noqa: S311 - a name, not a secret
+        self._wake = asyncio.Event()
+        self._under_way: Counter[str] = Counter()
+
+    def wake(self) -> None:
+        """Look at the outbox now."""
+        self._wake.set()
+
+    async def serve(self) -> None:
+        """Run until cancelled; rows being sent then are given back at once, so that a restart sends them without waiting for the lease."""
+        try:
+            async with asyncio.TaskGroup() as sends:
+                while True:
+                    self._wake.clear()
+                    wait_s = await self._send_due(sends)
+                    try:
+                        await asyncio.wait_for(self._wake.wait(), wait_s)
+                    except TimeoutError:
+                        continue
+        finally:
+            self._release()
+
+    async def _send_due(self, sends: asyncio.TaskGroup) -> float:
+        """Start sending everything due that has room; returns the seconds until it is worth looking again."""
+        now = self._clock.now()
+        full = frozenset(channel for channel, count in self._under_way.items() if count >= PER_CHANNEL)
+        try:
+            claimed = await self._thread(
+                self._store.outbox.claim,
+                self._owner,
+                now,
+                lease_s=LEASE_S,
+                limit=PER_CHANNEL,
+                skip=full,
+                external_url=self.settings.external_url,
+            )
+            due = None if claimed else await self._thread(self._store.outbox.next_due)
+        except StoreError as exc:
+            log.error("outbox cannot be read", error=str(exc))
+            return BACKOFF_FIRST_S
+        for notification in claimed:
+            self._under_way[notification.channel] += 1
+            sends.create_task(self._deliver(notification), name=f"send {notification.id}")
+        if claimed:
+            return 0.0
+        return POLL_S if due is None else min(POLL_S, max(0.05, (due - now).total_seconds()))
+
+    async def _deliver(self, notification: Notification) -> None:
+        """One attempt for one row, and its outcome in the store."""
+        try:
+            await self._attempt(notification)
+        except StoreError as exc:  # the row stays leased and is sent again when the lease ends: at least once
+            log.error("delivery outcome cannot be recorded", notification=notification.id, error=str(exc))
+        finally:
+            self._under_way[notification.channel] -= 1
+            self._wake.set()
+
+    async def _attempt(self, notification: Notification) -> None:
+        channel = self.settings.channels.get(notification.channel)
+        try:
+            if channel is None:
+                raise DeliveryError(f"channel {notification.channel!r} is no longer configured", retryable=False)
+            receipt = await send(channel, notification, self._clock)
+        except DeliveryError as exc:
+            await self._fail(notification, exc)
+            return
+        await self._thread(self._store.outbox.sent, notification, self._owner, receipt, self._clock.now())
+        self._on_outcome(notification.channel, "sent")
+        log.info("delivered", incident=notification.incident.id, transition=notification.transition.value, channel=notification.channel)
+
+    async def _fail(self, notification: Notification, error: DeliveryError) -> None:
+        now = self._clock.now()
+        facts = {"incident": notification.incident.id, "channel": notification.channel, "attempt": notification.attempts}
+        if not error.retryable:
+            await self._thread(self._store.outbox.bury, notification, self._owner, str(error), now)
+            self._on_outcome(notification.channel, "dead")
+            log.error("delivery failed for good", error=str(error), **facts)
+            return
+        at = retry_at(now, notification.attempts, error.retry_after_s)
+        await self._thread(self._store.outbox.retry, notification, self._owner, str(error), at)
+        self._on_outcome(notification.channel, "retried")
+        log.warning("delivery failed, will be retried", error=str(error), next_attempt_at=at.isoformat(), **facts)
+
+    def _release(self) -> None:
+        try:
+            self._store.outbox.release(self._owner)
+        except StoreError as exc:
+            log.error("leases cannot be given back; they end by themselves", error=str(exc))
+
+
+async def send(channel: Channel, notification: Notification, clock: Clock) -> Receipt:
+    """One send through one channel, within the deadline. Whatever goes wrong leaves as a ``DeliveryError``."""
+    context = NotifyContext(clock=clock, deadline_s=SEND_DEADLINE_S)
+    try:
+        async with asyncio.timeout(SEND_DEADLINE_S + 1.0):
+            return await channel.notifier.send(context, channel.config, notification)
+    except DeliveryError:
+        raise
+    except TimeoutError as exc:
+        raise DeliveryError(f"no answer within {SEND_DEADLINE_S:g} s", retryable=True) from exc
+    except Exception as exc:
+        raise DeliveryError(f"the notifier failed: {type(exc).__name__}: {exc}", retryable=True) from exc
+
+
+def retry_at(now: datetime, attempts: int, retry_after_s: float | None) -> datetime:
+    """When to try again: what the provider asks, else doubling from one second to five minutes, with jitter of a fifth."""
+    doubling = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** min(attempts - 1, 20))
+    jitter = 1 + random.uniform(-0.2, 0.2)  # noqa: S311 - spreads load, guards nothing
+    wait_s = doubling * jitter if retry_after_s is None else max(retry_after_s, BACKOFF_FIRST_S) * (1 + random.uniform(0, 0.1))  # noqa: S311
+    return now + timedelta(seconds=wait_s)

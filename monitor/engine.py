@@ -1,0 +1,183 @@
+"""From a check's result to a committed decision: runs, decides, stores, and tells delivery that something waits.
+
+The store is the truth about alerts and incidents; in memory are only the latest results and which instances are not quiet.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+
+import structlog
+
+from alerts import escalation
+from alerts.decide import Policy, decide, groups_of, retire
+from monitor.clock import Clock
+from monitor.config.settings import CheckInstance, Settings
+from monitor.domain import AlertPolicy, AlertState, CheckResult, Decision, Guide, Incident, Outcome
+from monitor.errors import StoreError
+from monitor.runner import Runner
+from monitor.store import Store, StoreThread
+
+TICK_S = 1.0
+PRUNE_EVERY_S = 3600.0
+RECENT_OUTCOMES = 60
+MAX_UNSAVED = 100_000
+"""Results kept for the history while the store cannot be written; the oldest are dropped first."""
+
+log = structlog.get_logger("monitor.engine")
+
+
+class Engine:
+    """Owns the life of a result. ``wake_delivery`` is called after every commit that queued a notification."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        store: Store,
+        thread: StoreThread,
+        runner: Runner,
+        clock: Clock,
+        guides: Mapping[str, Guide],
+        on_result: Callable[[CheckResult], None],
+        wake_delivery: Callable[[], None],
+    ) -> None:
+        self.settings = settings
+        self.store_error: str | None = None
+        self.latest: dict[str, CheckResult] = {}
+        self.recent: dict[str, deque[Outcome]] = {}
+        self._store = store
+        self._thread = thread
+        self._runner = runner
+        self._clock = clock
+        self._guides = guides
+        self._on_result = on_result
+        self._wake_delivery = wake_delivery
+        self._unquiet: set[str] = set()
+        self._unsaved: deque[CheckResult] = deque(maxlen=MAX_UNSAVED)
+        self._next_prune = clock.monotonic()
+
+    async def start(self) -> None:
+        """Learn from the store which instances are not quiet, and end the alerts of instances that are gone. Raises ``StoreError``."""
+        self._unquiet = set(await self._thread(self._store.incidents.live_instances))
+        await self._retire_gone()
+
+    async def reconfigure(self, settings: Settings) -> None:
+        """Take new settings; alerts of checks that were removed end. Raises ``StoreError``."""
+        self.settings = settings
+        keys = {instance.key for instance in settings.instances}
+        for key in self.latest.keys() - keys:
+            del self.latest[key], self.recent[key]
+        await self._retire_gone()
+
+    async def run(self, instance: CheckInstance) -> bool:
+        """Run one check and commit what it changes. True when a quick re-check would settle something sooner."""
+        result = await self._runner.run(instance)
+        self.latest[instance.key] = result
+        self.recent.setdefault(instance.key, deque(maxlen=RECENT_OUTCOMES)).append(result.outcome)
+        self._unsaved.append(result)
+        self._on_result(result)
+        if result.outcome is Outcome.OK and instance.key not in self._unquiet:
+            return False
+        try:
+            return await self._commit(instance, result)
+        except StoreError as exc:
+            self._store_failed(exc)
+            return True  # nothing is lost: the next run decides the same, as soon as the store answers
+
+    async def serve(self) -> None:
+        """Escalate what nobody acknowledged, flush the history and prune, every second, until cancelled."""
+        while True:
+            try:
+                await self._escalate_due()
+                await self.flush()
+                await self._prune_hourly()
+                self.store_error = None
+            except StoreError as exc:
+                self._store_failed(exc)
+            await asyncio.sleep(TICK_S)
+
+    async def flush(self) -> None:
+        """Write the history collected so far. Raises ``StoreError``, keeping what was not written."""
+        batch = list(self._unsaved)
+        self._unsaved.clear()
+        try:
+            await self._thread(self._store.history.record, batch)
+        except StoreError:
+            self._unsaved.extendleft(reversed(batch))
+            raise
+
+    async def _commit(self, instance: CheckInstance, result: CheckResult) -> bool:
+        now = self._clock.now()
+        policy = self._policy(instance.policy)
+
+        def judge() -> tuple[Decision, frozenset[str]]:
+            incidents = self._store.incidents
+            decided = incidents.decide(instance.key, groups_of(result), lambda known: decide(known, result, policy, now), now)
+            return decided, incidents.live_instances()
+
+        decided, live = await self._thread(judge)
+        self.store_error = None
+        if instance.key in live:
+            self._unquiet.add(instance.key)
+        else:
+            self._unquiet.discard(instance.key)
+        self._announce(decided)
+        return any(_unsettled(decided_alert.state, decided_alert.good_runs) for decided_alert in decided.alerts)
+
+    async def _escalate_due(self) -> None:
+        now = self._clock.now()
+        incidents = self._store.incidents
+        for incident_id in await self._thread(incidents.escalations_due, now):
+            _, decided = await self._thread(incidents.change, incident_id, lambda incident: escalation.escalate(incident, now), now)
+            self._announce(decided)
+
+    async def _prune_hourly(self) -> None:
+        if self._clock.monotonic() < self._next_prune:
+            return
+        before = self._clock.now() - timedelta(days=self.settings.history_days)
+        await self._thread(self._store.incidents.prune, before)
+        await self._thread(self._store.history.prune, before)
+        self._next_prune = self._clock.monotonic() + PRUNE_EVERY_S
+
+    async def _retire_gone(self) -> None:
+        now = self._clock.now()
+        policy = self._policy(AlertPolicy())
+        for gone in sorted(self._unquiet - {instance.key for instance in self.settings.instances}):
+
+            def judge(gone: str = gone) -> Decision:
+                return self._store.incidents.decide(gone, (), lambda known: retire(known, gone, policy, now), now)
+
+            self._announce(await self._thread(judge))
+            self._unquiet.discard(gone)
+
+    def _policy(self, alert: AlertPolicy) -> Policy:
+        return Policy(alert=alert, chains=self.settings.escalation, guides=self._guides)
+
+    def _announce(self, decided: Decision) -> None:
+        for entry in decided.timeline:
+            log.info("incident", incident=entry.incident_id, event_kind=entry.kind, text=entry.text)
+        if decided.intents:
+            self._wake_delivery()
+
+    def _store_failed(self, exc: StoreError) -> None:
+        if self.store_error is None:
+            log.error("state cannot be written; checking goes on, decisions wait", error=str(exc))
+        self.store_error = str(exc)
+
+
+def acknowledge(store: Store, incident_id: str, who: str, clock: Clock) -> tuple[Incident, bool]:
+    """Somebody takes an incident: its escalation stops and everybody told hears who. The one way in, for every door.
+
+    ``incident_id`` may be a unique beginning. Returns the incident and whether this call changed it. Raises ``UsageError``.
+    """
+    now = clock.now()
+    found = store.incidents.find(incident_id)
+    incident, decided = store.incidents.change(found.id, lambda current: escalation.acknowledge(current, who, now), now)
+    return incident, bool(decided)
+
+
+def _unsettled(state: AlertState, good_runs: int) -> bool:
+    """Whether one more look soon would confirm a failure or a recovery."""
+    return state is AlertState.PENDING or (state is AlertState.FIRING and good_runs > 0)

@@ -1,0 +1,93 @@
+"""Runs one check once: deadline, containment, caps and timing. The only place that catches what a check raises."""
+
+import asyncio
+from collections.abc import Callable
+
+from monitor.clock import Clock
+from monitor.config.settings import CheckInstance
+from monitor.domain import CheckResult, Observed, Outcome
+from monitor.errors import CannotLook
+from monitor.plugins import AnyCheck, CheckContext
+
+MAX_SAMPLES = 2000
+MAX_FINDINGS = 200
+MAX_ERROR_CHARS = 500
+
+
+class Runner:
+    """Turns every ending of a check into a ``CheckResult``: a check that raises, hangs or returns junk is BLIND, with the reason."""
+
+    def __init__(self, clock: Clock, context: Callable[[CheckInstance], CheckContext]) -> None:
+        self._clock = clock
+        self._context = context
+        self._orphans: dict[str, asyncio.Task[Observed]] = {}
+
+    async def run(self, instance: CheckInstance) -> CheckResult:
+        """Run once; returns no later than the instance's timeout. A check that ignores its cancellation is abandoned, one per instance."""
+        started_at, started = self._clock.now(), self._clock.monotonic()
+        observed, error = Observed(), None
+        orphan = self._orphans.get(instance.key)
+        if orphan is not None and not orphan.done():
+            error = "the previous run is still hanging and does not end when cancelled"
+        else:
+            self._orphans.pop(instance.key, None)
+            try:
+                observed = await self._within_deadline(instance)
+                _refuse_junk(instance.check, observed)
+            except CannotLook as exc:
+                observed, error = Observed(), str(exc)
+            except Exception as exc:  # noqa: BLE001 - a plugin may raise anything; it is contained and named here
+                observed, error = Observed(), f"the check failed: {type(exc).__name__}: {exc}"
+        outcome = Outcome.BLIND if error is not None else Outcome.FOUND if observed.findings else Outcome.OK
+        return CheckResult(
+            instance=instance.key,
+            check=instance.name,
+            service=instance.service.name,
+            outcome=outcome,
+            started_at=started_at,
+            duration_s=self._clock.monotonic() - started,
+            observed=observed,
+            error=error if error is None else _one_line(error),
+        )
+
+    async def _within_deadline(self, instance: CheckInstance) -> Observed:
+        run = instance.check.run(self._context(instance), instance.config)
+        task = asyncio.ensure_future(run)
+        try:
+            done, _ = await asyncio.wait({task}, timeout=instance.timeout_s)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if done:
+            if task.cancelled():
+                raise CannotLook("the check cancelled itself")
+            return task.result()
+        task.cancel()
+        self._orphans[instance.key] = task
+        task.add_done_callback(_retrieve)
+        raise CannotLook(f"no answer within its timeout of {instance.timeout_s:g} s")
+
+
+def _retrieve(task: "asyncio.Task[Observed]") -> None:
+    """Take an abandoned task's exception, so that the loop does not report it as never retrieved."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _refuse_junk(check: AnyCheck, observed: object) -> None:
+    """Raise when a check returned something other than what it declared."""
+    if not isinstance(observed, Observed):
+        raise CannotLook(f"the check returned {type(observed).__name__} instead of Observed")
+    if len(observed.samples) > MAX_SAMPLES or len(observed.findings) > MAX_FINDINGS:
+        raise CannotLook(f"the check returned more than {MAX_SAMPLES} samples or {MAX_FINDINGS} findings")
+    undeclared = sorted(
+        {sample.metric.name for sample in observed.samples if sample.metric not in check.metrics}
+        | {finding.kind.name for finding in observed.findings if finding.kind not in check.finds}
+    )
+    if undeclared:
+        raise CannotLook(f"the check returned what it did not declare: {', '.join(undeclared)}")
+
+
+def _one_line(text: str) -> str:
+    clean = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return clean if len(clean) <= MAX_ERROR_CHARS else clean[: MAX_ERROR_CHARS - 1] + "…"

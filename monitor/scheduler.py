@@ -1,0 +1,122 @@
+"""When each check runs: monotonic, drift-free, spread over its interval, never overlapping with itself."""
+
+import asyncio
+import heapq
+import zlib
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from monitor.clock import Clock
+from monitor.config.settings import CheckInstance
+
+TICK_S = 0.01
+FIRST_RUN_WITHIN_S = 5.0
+"""After a start every check has run within this time, or within its interval if that is shorter."""
+
+RunOnce = Callable[[CheckInstance], Awaitable[bool]]
+"""Runs an instance once; the answer says whether it wants the quick re-check."""
+
+
+class _Due(NamedTuple):
+    at: float
+    serial: int
+    key: str
+    regular: bool
+    """On the regular grid, rather than a quick re-check between two of its points."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    instance: CheckInstance
+    serial: int
+    next_regular: float
+    running: "asyncio.Task[None] | None" = None
+
+
+@dataclass(slots=True)
+class SchedulerStats:
+    """Counters since the start, for the metrics."""
+
+    late_s: float = 0.0
+    """How late the last started run was."""
+    skipped: int = 0
+    """Runs left out because the one before had not ended."""
+    started: int = 0
+
+
+class Scheduler:
+    """A heap of due times and one task that sleeps until the next. The wall clock plays no part."""
+
+    def __init__(self, clock: Clock, run: RunOnce) -> None:
+        self._clock = clock
+        self._run = run
+        self._entries: dict[str, _Entry] = {}
+        self._heap: list[_Due] = []
+        self._serial = 0
+        self._changed = asyncio.Event()
+        self.stats = SchedulerStats()
+
+    def replace(self, instances: Iterable[CheckInstance]) -> None:
+        """Take a new set of instances. Unchanged ones keep their place; gone ones finish their run and are not started again."""
+        now = self._clock.monotonic()
+        wanted = {instance.key: instance for instance in instances}
+        for key in self._entries.keys() - wanted.keys():
+            del self._entries[key]
+        for key, instance in wanted.items():
+            known = self._entries.get(key)
+            if known is not None and known.instance == instance:
+                continue
+            self._serial += 1
+            first = now + spread(key) * min(instance.every_s, FIRST_RUN_WITHIN_S)
+            entry = self._entries[key] = _Entry(instance, self._serial, first, known.running if known else None)
+            self._push(first, entry, regular=True)
+        self._changed.set()
+
+    async def serve(self) -> None:
+        """Run until cancelled, which cancels the runs in progress. An unexpected error in a run ends the scheduler, loudly."""
+        async with asyncio.TaskGroup() as runs:
+            while True:
+                wait_s = self._start_due(runs)
+                self._changed.clear()
+                try:
+                    await asyncio.wait_for(self._changed.wait(), wait_s)
+                except TimeoutError:
+                    continue
+
+    def _start_due(self, runs: asyncio.TaskGroup) -> float:
+        """Start everything due; returns the seconds until the next is."""
+        now = self._clock.monotonic()
+        while self._heap and self._heap[0].at <= now:
+            due = heapq.heappop(self._heap)
+            entry = self._entries.get(due.key)
+            if entry is None or entry.serial != due.serial:
+                continue  # replaced or gone since
+            if due.regular:
+                every = entry.instance.every_s
+                missed = int((now - due.at) // every)
+                self._push(due.at + every * (missed + 1), entry, regular=True)
+                entry.next_regular = due.at + every * (missed + 1)
+            if entry.running is not None and not entry.running.done():
+                self.stats.skipped += 1
+                continue
+            self.stats.late_s = now - due.at
+            self.stats.started += 1
+            entry.running = runs.create_task(self._run_entry(entry), name=f"check {due.key}")
+        return max(TICK_S, self._heap[0].at - now) if self._heap else 3600.0
+
+    async def _run_entry(self, entry: _Entry) -> None:
+        wants_recheck = await self._run(entry.instance)
+        if wants_recheck and self._entries.get(entry.instance.key) is entry:
+            at = self._clock.monotonic() + entry.instance.recheck_s
+            if at < entry.next_regular:
+                self._push(at, entry, regular=False)
+                self._changed.set()
+
+    def _push(self, at: float, entry: _Entry, *, regular: bool) -> None:
+        heapq.heappush(self._heap, _Due(at, entry.serial, entry.instance.key, regular))
+
+
+def spread(key: str) -> float:
+    """A fixed share of the interval for each key, in [0, 1): the same over restarts, even over many keys."""
+    return zlib.crc32(key.encode(errors="replace")) / 2**32
