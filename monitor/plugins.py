@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Generic, Protocol, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr, ValidationInfo
 
 from monitor.clock import Clock
 from monitor.domain import (
@@ -79,6 +79,16 @@ Secret = Annotated[SecretStr, BeforeValidator(read_secret)]
 """A secret, written in configuration as ``{env = "NAME"}`` or ``{file = "path"}``. Never empty."""
 
 
+def _below_folder(value: str, info: ValidationInfo) -> str:
+    if not value.strip() or "\0" in value:
+        raise ValueError("expected the path of a file")
+    return str(info.context.folder / value) if isinstance(info.context, SecretSources) else value
+
+
+LocalPath = Annotated[str, AfterValidator(_below_folder)]
+"""Path of a file, relative to the configuration file's folder."""
+
+
 def _from_environment(name: str, environ: Mapping[str, str]) -> str:
     secret = environ.get(name, "").strip()
     if secret:
@@ -138,6 +148,12 @@ class Service:
     log: str | None = None
     """Path of the service's log file."""
     error_log: str | None = None
+
+
+def one_line(text: str, *, limit: int = 200) -> str:
+    """A stranger's text made fit to show: control, bidirectional and line-end characters become single spaces, the rest is cut."""
+    shown = " ".join("".join(char if char.isprintable() else " " for char in text[: 4 * limit]).split())
+    return shown if len(shown) <= limit and len(text) <= 4 * limit else shown[: limit - 1] + "…"
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""The configuration: from ``config.toml`` to typed settings."""

@@ -1,0 +1,73 @@
+"""The settings the running program goes by: frozen values, every reference resolved, every number in seconds.
+
+Built from ``config.toml`` by :func:`monitor.config.load`; nothing in here is validated again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import time
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from pydantic import SecretStr
+
+from monitor.domain import AlertPolicy, EscalationStep, Severity
+from monitor.plugins import AnyCheck, AnyNotifier, PluginConfig, Service
+
+
+@dataclass(frozen=True, slots=True)
+class CheckInstance:
+    """One check on one service: what the scheduler runs."""
+
+    key: str
+    """``"<name>/<service>"``, unique."""
+    name: str
+    """Name of the table ``[checks.NAME]``."""
+    check: AnyCheck
+    service: Service
+    config: PluginConfig
+    every_s: float
+    timeout_s: float
+    recheck_s: float
+    """How soon to look again after a bad or blind run."""
+    policy: AlertPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One way to reach somebody: ``[channels.NAME]``."""
+
+    name: str
+    notifier: AnyNotifier
+    config: PluginConfig
+
+
+@dataclass(frozen=True, slots=True)
+class DailyReport:
+    """When and where the daily checklist is sent; ``at`` is local time in the configured timezone."""
+
+    at: time
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One configuration, whole."""
+
+    source: Path
+    """The file it came from, absolute."""
+    listen_host: str
+    listen_port: int
+    external_url: str
+    """How people reach the monitor, for links in notifications; without a trailing slash."""
+    state_url: str = field(repr=False)
+    """SQLAlchemy URL; may hold a password, so it is never shown."""
+    timezone: ZoneInfo
+    token: SecretStr | None
+    services: Mapping[str, Service]
+    instances: tuple[CheckInstance, ...]
+    channels: Mapping[str, Channel]
+    escalation: Mapping[Severity, tuple[EscalationStep, ...]]
+    """A chain for every severity, its steps in ascending order of time."""
+    daily_report: DailyReport | None
+    history_days: int
