@@ -16,7 +16,7 @@ from alerts.message import Message, clean, compose
 from alerts.transport import HttpsUrl, retry_after_s, run_blocking, tls_context
 from monitor.domain import Notification, Receipt, Severity, Transition
 from monitor.errors import DeliveryError
-from monitor.plugins import NotifyContext, PluginConfig, Secret, notifier
+from monitor.plugins import LocalPath, NotifyContext, PluginConfig, Secret, notifier
 
 SUMMARY_CHARS = 1024
 DEDUP_KEY_CHARS = 255
@@ -41,7 +41,7 @@ class PagerDutyConfig(PluginConfig):
 
     routing_key: Secret
     base_url: HttpsUrl = "https://events.pagerduty.com"
-    ca_file: str | None = None
+    ca_file: LocalPath | None = None
 
     @field_validator("routing_key")
     @classmethod
@@ -67,7 +67,7 @@ async def pagerduty(ctx: NotifyContext, cfg: PagerDutyConfig, notification: Noti
     try:
         reference = await run_blocking(send, name="PagerDuty", deadline_s=ctx.deadline_s)
     except api.Error as exc:
-        raise _delivery_error(exc, now) from exc
+        raise _delivery_error(exc, cfg, now) from exc
     except httpx2.InvalidURL as exc:
         raise DeliveryError(f"PagerDuty: base_url is not a usable address: {exc}", retryable=False) from exc
     return Receipt(reference=reference)
@@ -127,8 +127,8 @@ def _client(cfg: PagerDutyConfig, deadline_s: float) -> api.EventsApiV2Client:
     return client
 
 
-def _delivery_error(error: api.Error, now: datetime) -> DeliveryError:
-    """Sort by status. The client's own text is never passed on whole: it holds the end of the routing key."""
+def _delivery_error(error: api.Error, cfg: PagerDutyConfig, now: datetime) -> DeliveryError:
+    """Sort by status. The client's own text is never passed on: it holds the end of the routing key."""
     response: httpx2.Response | None = error.response
     if response is None:
         cause = clean(str(error.__cause__) if error.__cause__ else "", 200)
@@ -138,7 +138,7 @@ def _delivery_error(error: api.Error, now: datetime) -> DeliveryError:
     if status == 429:
         wait_s = retry_after_s(response.headers.get("Retry-After"), now)
         return DeliveryError("PagerDuty answered 429: too many events for this routing key", retryable=True, retry_after_s=wait_s)
-    said = clean(_said(response), 200)
+    said = clean(_said(response).replace(cfg.routing_key.get_secret_value(), "***"), 200)
     reason = f"PagerDuty answered {status}{f': {said}' if said else ''}"
     if 300 <= status < 400:
         return DeliveryError(f"{reason}: redirects are not followed, check base_url", retryable=False)

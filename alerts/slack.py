@@ -15,7 +15,7 @@ from alerts.slack_card import build_card, thread_line
 from alerts.transport import HttpsUrl, retry_after_s, tls_context
 from monitor.domain import Notification, Receipt, Transition, pairs
 from monitor.errors import DeliveryError
-from monitor.plugins import NotifyContext, PluginConfig, Secret, notifier
+from monitor.plugins import LocalPath, NotifyContext, PluginConfig, Secret, notifier
 
 ANSWER_BYTES = 1_048_576
 LOUD = frozenset({Transition.ESCALATED, Transition.RAISED})
@@ -57,7 +57,7 @@ class SlackConfig(PluginConfig):
     channel: str
     """``#name`` or a channel id."""
     base_url: HttpsUrl = "https://slack.com/api/"
-    ca_file: str | None = None
+    ca_file: LocalPath | None = None
 
     @field_validator("token")
     @classmethod

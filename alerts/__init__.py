@@ -1,0 +1,25 @@
+"""What a finding means and who hears of it: pure decisions, and one notifier a file.
+
+Re-exports the contract, for authors of notifiers; ``BUILTINS`` lists the notifiers that ship.
+"""
+
+from alerts.email import email
+from alerts.pagerduty import pagerduty
+from alerts.slack import slack
+from monitor.domain import Notification, Receipt
+from monitor.errors import DeliveryError
+from monitor.plugins import AnyNotifier, Notifier, NotifyContext, PluginConfig, Secret, notifier
+
+BUILTINS: tuple[AnyNotifier, ...] = (pagerduty, slack, email)
+
+__all__ = [
+    "BUILTINS",
+    "DeliveryError",
+    "Notification",
+    "Notifier",
+    "NotifyContext",
+    "PluginConfig",
+    "Receipt",
+    "Secret",
+    "notifier",
+]
