@@ -18,7 +18,7 @@ from typing import Annotated, Literal, Self
 
 import aiosmtplib
 import css_inline
-from aiosmtplib import SMTPRecipientRefused, SMTPResponse
+from aiosmtplib import SMTPResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import AfterValidator, Field, model_validator
 
@@ -100,7 +100,7 @@ async def send_mail(
 ) -> Receipt:
     """Send one mail once. ``message_id`` comes from :func:`stable_message_id`, so that a repeated mail is recognised as the same.
 
-    The receipt's reference is the Message-ID. Raises ``DeliveryError``: retryable for 4xx, broken connections and the deadline; not for 5xx.
+    The receipt's reference is the Message-ID. Raises ``DeliveryError``; only a 5xx is final, a broken connection or the deadline is not.
     """
     mail = build_mail(ctx, cfg, subject=subject, text=text, html=html, message_id=message_id, in_reply_to=in_reply_to, urgent=urgent)
     where = f"mail server {cfg.host}:{cfg.port}"

@@ -118,7 +118,7 @@ def _client(cfg: PagerDutyConfig, deadline_s: float) -> api.EventsApiV2Client:
     """The fenced client: one request, no retry, no sleep, a short timeout."""
     client = api.EventsApiV2Client(cfg.routing_key.get_secret_value(), base_url=cfg.base_url.rstrip("/"), verify=tls_context(cfg.ca_file))
     client.log = _QUIET
-    client.timeout = min(REQUEST_TIMEOUT_S, deadline_s)
+    client.timeout = min(REQUEST_TIMEOUT_S, deadline_s)  # type: ignore[assignment]
     client.max_network_attempts = 0
     # A status listed here is returned at once when the attempts are used up, and -1 attempts are used up before the first; without
     # the entry, a 429 is retried for ever.

@@ -80,21 +80,26 @@ async def slack(ctx: NotifyContext, cfg: SlackConfig, notification: Notification
     """Posts one card per incident to a channel, edits it at every transition and keeps the history in its thread."""
     message = compose(notification, ctx.clock.now())
     card = build_card(message)
-    first = dict(notification.first_receipt.detail) if notification.first_receipt else {}
+    first = _first_card(notification)
     try:
         async with asyncio.timeout(ctx.deadline_s), _client(cfg, ctx.deadline_s) as client:
             talk = _Talk(ctx, client)
-            if first.get("channel") and first.get("ts"):
-                # The edit first: should the line fail, the retry repeats the edit, which changes nothing, and then the line.
-                if await talk.update({"channel": first["channel"], "ts": first["ts"], **card}):
-                    loud = {"reply_broadcast": True} if notification.transition in LOUD else {}
-                    line = {"channel": first["channel"], "thread_ts": first["ts"], "text": thread_line(message), **loud}
-                    answer = await talk.call("chat.postMessage", {**line, **_PLAIN})
-                    return Receipt(reference=str(answer["ts"]), detail=pairs(first))
+            # The edit first: should the line fail, the retry repeats the edit, which changes nothing, and then the line.
+            if first and await talk.update({"channel": first["channel"], "ts": first["ts"], **card}):
+                line = {"channel": first["channel"], "thread_ts": first["ts"], "text": thread_line(message)}
+                loud = {"reply_broadcast": notification.transition in LOUD}
+                answer = await talk.call("chat.postMessage", {**line, **loud, **_PLAIN})
+                return Receipt(reference=str(answer["ts"]), detail=pairs(first))
             answer = await talk.call("chat.postMessage", {"channel": cfg.channel, **card, **_PLAIN})
     except TimeoutError as exc:
         raise DeliveryError(f"Slack did not answer within {ctx.deadline_s:g} s", retryable=True) from exc
     return Receipt(reference=str(answer["ts"]), detail=pairs({"channel": answer["channel"], "ts": answer["ts"]}))
+
+
+def _first_card(notification: Notification) -> dict[str, str]:
+    """``channel`` and ``ts`` of the incident's card, or nothing when none was posted."""
+    detail = dict(notification.first_receipt.detail) if notification.first_receipt else {}
+    return detail if detail.keys() >= {"channel", "ts"} else {}
 
 
 _PLAIN = {"unfurl_links": False, "unfurl_media": False, "link_names": False}

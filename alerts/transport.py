@@ -39,7 +39,8 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=ca_file)
     except (OSError, ValueError) as exc:  # ssl.SSLError is an OSError
-        raise DeliveryError(f"ca_file {ca_file} cannot be used: {exc.strerror or exc}", retryable=True) from exc
+        cause = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        raise DeliveryError(f"ca_file {ca_file} cannot be used: {cause}", retryable=True) from exc
 
 
 def retry_after_s(header: str | None, now: datetime) -> float | None:
