@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, LiteralString, Protocol
 
+from psycopg.sql import Composed
+
 Row = dict[str, Any]
+Statement = LiteralString | Composed
+"""SQL of our own making: a literal, or a literal composed with ``psycopg.sql.Identifier`` where a name is configured."""
 
 
 class HttpReason(StrEnum):
@@ -113,11 +117,11 @@ class Login:
 class Postgres(Protocol):
     """One watched cluster through one held connection: autocommit, read-only, statement and lock timeouts set."""
 
-    async def fetch(self, sql: LiteralString, params: Mapping[str, object] | None = None) -> list[Row]:
+    async def fetch(self, sql: Statement, params: Mapping[str, object] | None = None) -> list[Row]:
         """Run one statement. Raises ``CannotLook`` when the connection or the statement fails, naming a missing grant."""
         ...
 
-    async def fetch_many(self, statements: Sequence[tuple[LiteralString, Mapping[str, object]]]) -> list[list[Row]]:
+    async def fetch_many(self, statements: Sequence[tuple[Statement, Mapping[str, object]]]) -> list[list[Row]]:
         """Run several statements in one round trip (pipelined). Raises ``CannotLook``."""
         ...
 

@@ -1,0 +1,55 @@
+"""What is looked at: one check a file, and the contract that every check is written against.
+
+A check is ``async def name(ctx, cfg) -> Observed`` under :func:`check`. It looks once, returns what it saw, and raises
+:class:`CannotLook` when it could not see. To add one: a file here, a line in ``BUILTINS``, a test.
+"""
+
+from checks.http_health import http_health
+from checks.pg_connections import pg_connections
+from checks.stuck_jobs import stuck_jobs
+from monitor.clock import Clock
+from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
+from monitor.errors import CannotLook
+from monitor.plugins import AnyCheck, Check, CheckContext, Duration, PluginConfig, Service, check, one_line
+from monitor.probes_contract import (
+    HttpAnswer,
+    HttpFailure,
+    HttpPhases,
+    HttpProbe,
+    HttpReason,
+    HttpRequest,
+    Login,
+    LoginState,
+    Postgres,
+)
+
+BUILTINS: tuple[AnyCheck, ...] = (http_health, pg_connections, stuck_jobs)
+
+__all__ = [
+    "BUILTINS",
+    "AnyCheck",
+    "CannotLook",
+    "Check",
+    "CheckContext",
+    "Clock",
+    "Duration",
+    "Finding",
+    "FindingKind",
+    "HttpAnswer",
+    "HttpFailure",
+    "HttpPhases",
+    "HttpProbe",
+    "HttpReason",
+    "HttpRequest",
+    "Login",
+    "LoginState",
+    "Metric",
+    "Observed",
+    "PluginConfig",
+    "Postgres",
+    "Sample",
+    "Service",
+    "Severity",
+    "check",
+    "one_line",
+]

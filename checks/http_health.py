@@ -1,0 +1,200 @@
+"""Does a service answer its health address, with the right status and body, in time, under a certificate that lasts?"""
+
+import json
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
+from monitor.plugins import CheckContext, Duration, PluginConfig, check, one_line
+from monitor.probes_contract import HttpAnswer, HttpFailure, HttpPhases, HttpReason, HttpRequest
+
+UP = Metric("monitor_http_up", "1 when the service answered as expected, 0 when it did not.")
+DURATION = Metric(
+    "monitor_http_duration_seconds",
+    "Time of the latest probe by phase: dns, connect, tls, wait (for the first byte), transfer.",
+    ("phase",),
+)
+STATUS = Metric("monitor_http_status", "Status code of the latest answer; 0 when there was no whole answer.")
+RESPONSE_BYTES = Metric("monitor_http_response_bytes", "Size of the latest answer's decoded body.")
+TLS_EXPIRY = Metric("monitor_http_tls_expiry_seconds", "Time until the first certificate of the service's chain expires.")
+
+DOWN = FindingKind("ServiceDown", Severity.P1, "INC-001", "The health address is refused, silent, or answers with a wrong status or body.")
+SLOW = FindingKind("ServiceSlow", Severity.P3, "INC-005", "The health address answers well, but slower than slow_after.")
+EXPIRING = FindingKind("CertificateExpiring", Severity.P3, None, "A certificate of the service expires within tls_warn_days.")
+
+_PLAIN_REASONS = {
+    HttpReason.DNS: "its name cannot be resolved",
+    HttpReason.REFUSED: "connection refused",
+    HttpReason.UNREACHABLE: "it cannot be reached",
+    HttpReason.TIMEOUT: "no whole answer in time",
+    HttpReason.RESET: "the connection broke",
+    HttpReason.TLS: "the TLS handshake failed",
+    HttpReason.TLS_EXPIRED: "its certificate is expired or not yet valid",
+    HttpReason.TLS_WRONG_HOST: "its certificate is for another host",
+    HttpReason.TLS_UNTRUSTED: "its certificate is not trusted",
+    HttpReason.TOO_LARGE: "its answer is too large",
+    HttpReason.GARBAGE: "its answer is not HTTP",
+    HttpReason.OTHER: "the exchange failed",
+}
+
+
+class Config(PluginConfig):
+    """Keys of an ``http_health`` check."""
+
+    path: str = Field("/health", pattern=r"^/[!-~]*$", description="Path and query below the service's url.")
+    method: Literal["GET", "HEAD", "POST", "OPTIONS"] = "GET"
+    expect_status: tuple[Annotated[int, Field(ge=100, le=599)], ...] = Field(
+        (200,), min_length=1, description="Status codes that are healthy."
+    )
+    expect_json: dict[str, str] = Field(
+        default_factory=dict,
+        description='Top-level fields of the JSON answer and their values; a value that is no string in its JSON form ("true").',
+    )
+    expect_body: str = Field("", description="Text that the answer must contain.")
+    slow_after: Duration = Field(2.0, gt=0, description="A whole exchange that takes longer is slow.")
+    deadline: Duration = Field(5.0, gt=0, description="For the whole exchange, name resolution to last byte.")
+    max_body_bytes: int = Field(1_048_576, ge=1, le=67_108_864, description="A larger decoded body is cut off and counts as down.")
+    headers: dict[str, SecretStr] = Field(default_factory=dict, description="Sent with the request; values are kept secret.")
+    ca_file: str | None = Field(None, description="CA bundle to trust instead of the machine's.")
+    tls_warn_days: float = Field(14.0, ge=0, description="Find a certificate that expires sooner.")
+
+    @field_validator("headers")
+    @classmethod
+    def _sendable(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, value in headers.items():
+            if not name.isascii() or not name.isprintable() or set(name) & set(" :") or not name:
+                raise ValueError("header names are printable ASCII without space or colon")
+            if not value.get_secret_value().isprintable():
+                raise ValueError(f"the value of header {name} holds control characters")
+        return headers
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.slow_after >= self.deadline:
+            raise ValueError("slow_after must be shorter than deadline, or slow is never seen")
+        if self.method == "HEAD" and (self.expect_json or self.expect_body):
+            raise ValueError("a HEAD request has no body to expect something of")
+        return self
+
+
+@check(
+    "http_health",
+    config=Config,
+    metrics=(UP, DURATION, STATUS, RESPONSE_BYTES, TLS_EXPIRY),
+    finds=(DOWN, SLOW, EXPIRING),
+    needs=("url",),
+    blind="The probe itself could not run: its own queue, no CA bundle, no sockets left on the monitor's machine.",
+)
+async def http_health(ctx: CheckContext, cfg: Config) -> Observed:
+    """Asks a service's health address over a new connection and compares status, body and time with what is expected."""
+    url = f"{(ctx.service.url or '').rstrip('/')}{cfg.path}"
+    answer = await ctx.http.fetch(
+        HttpRequest(
+            url=url,
+            method=cfg.method,
+            headers=tuple((name, value.get_secret_value()) for name, value in cfg.headers.items()),
+            deadline_s=cfg.deadline,
+            max_body_bytes=cfg.max_body_bytes,
+            ca_file=cfg.ca_file,
+        )
+    )
+    return judge(answer, cfg, service=ctx.service.name, url=_without_credentials(url))
+
+
+def judge(answer: HttpAnswer | HttpFailure, cfg: Config, *, service: str, url: str) -> Observed:
+    """What one exchange means. Pure. Labels stay empty: down is one symptom, whether it is refused or times out."""
+    if isinstance(answer, HttpFailure):
+        samples = (UP(0), STATUS(0), *_durations(answer.phases))
+        facts = {
+            "reason": answer.reason.value,
+            "url": url,
+            "detail": one_line(answer.detail, limit=300),
+            "took": _seconds(answer.phases.total_s),
+        }
+        return Observed(samples, (DOWN(f"{service} does not answer: {_PLAIN_REASONS[answer.reason]}", facts=facts),))
+    wrong = _what_is_wrong(answer, cfg)
+    findings = [DOWN(f"{service} answers, but {wrong}", facts=_facts(answer, url, reason=wrong))] if wrong else []
+    samples = (UP(not findings), STATUS(answer.status), RESPONSE_BYTES(len(answer.body)), *_durations(answer.phases))
+    if not wrong and answer.phases.total_s > cfg.slow_after:
+        slow = f"{service} took {_seconds(answer.phases.total_s)} to answer, more than {_seconds(cfg.slow_after)}"
+        findings.append(SLOW(slow, facts={"slowest phase": _slowest(answer.phases), **_facts(answer, url)}))
+    if answer.tls_days_left is not None:
+        samples = (*samples, TLS_EXPIRY(answer.tls_days_left * 86_400))
+        findings += _expiring(answer.tls_days_left, cfg, service, url)
+    return Observed(samples, tuple(findings))
+
+
+def _what_is_wrong(answer: HttpAnswer, cfg: Config) -> str:
+    """The first thing that is not as expected, in words; empty when all is well."""
+    if answer.status not in cfg.expect_status:
+        return f"with status {answer.status} instead of {' or '.join(map(str, cfg.expect_status))}"
+    if cfg.expect_body and cfg.expect_body.encode() not in answer.body:
+        return f"its body does not contain {one_line(cfg.expect_body, limit=80)!r}"
+    return _wrong_json(answer.body, cfg.expect_json) if cfg.expect_json else ""
+
+
+def _wrong_json(body: bytes, expected: dict[str, str]) -> str:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return "its body is not JSON"
+    if not isinstance(document, dict):
+        return "its body is not a JSON object"
+    for field, value in expected.items():
+        if field not in document:
+            return f"its body has no field {field!r}"
+        actual = document[field]
+        text = actual if isinstance(actual, str) else json.dumps(actual)
+        if text != value:
+            return f"its {one_line(field, limit=60)} is {one_line(text, limit=60)!r} instead of {one_line(value, limit=60)!r}"
+    return ""
+
+
+def _expiring(days_left: float, cfg: Config, service: str, url: str) -> list[Finding]:
+    if days_left >= cfg.tls_warn_days:
+        return []
+    left = f"{days_left:.0f} days" if days_left >= 2 else f"{days_left * 24:.0f} hours"
+    return [EXPIRING(f"a certificate of {service} expires in {left}", facts={"expires in": left, "url": url})]
+
+
+def _facts(answer: HttpAnswer, url: str, *, reason: str = "") -> dict[str, str]:
+    headers = dict(answer.headers)
+    facts = {
+        "reason": reason,
+        "url": url,
+        "status": str(answer.status),
+        "took": _seconds(answer.phases.total_s),
+        "x-process-time": one_line(headers.get("x-process-time", ""), limit=40),
+        "body": one_line(answer.body[:1000].decode("utf-8", "replace"), limit=200),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _named(phases: HttpPhases) -> dict[str, float]:
+    return {
+        "dns": phases.dns_s,
+        "connect": phases.connect_s,
+        "tls": phases.tls_s,
+        "wait": phases.wait_s,
+        "transfer": phases.transfer_s,
+    }
+
+
+def _durations(phases: HttpPhases) -> tuple[Sample, ...]:
+    return tuple(DURATION(seconds, phase=name) for name, seconds in _named(phases).items())
+
+
+def _slowest(phases: HttpPhases) -> str:
+    name, seconds = max(_named(phases).items(), key=lambda item: item[1])
+    return f"{name} {_seconds(seconds)}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def _without_credentials(url: str) -> str:
+    host = urlsplit(url).netloc
+    return url.replace(f"{host}", host.rpartition("@")[2], 1) if "@" in host else url

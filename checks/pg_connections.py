@@ -1,0 +1,242 @@
+"""How near is a PostgreSQL server to its last connection slot, and can an application still get in?
+
+Counts come over the sentinel's held connection, the proof from a fresh canary login: each sees what the other cannot.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
+from monitor.errors import CannotLook
+from monitor.plugins import CheckContext, PluginConfig, check, one_line
+from monitor.probes_contract import Login, LoginState, Postgres
+
+CONNECTIONS = Metric("monitor_pg_connections", "Client connections of the whole server, by state.", ("state",))
+BY_APPLICATION = Metric(
+    "monitor_pg_connections_by_application", "Client connections by application_name: the twenty biggest and (other).", ("application",)
+)
+USABLE = Metric("monitor_pg_connections_usable", "Connection slots that applications can use: max_connections less the reserved ones.")
+USED_RATIO = Metric("monitor_pg_connections_used_ratio", "Client connections as a share of the usable slots.")
+CANARY_UP = Metric("monitor_pg_canary_up", "1 when a fresh login succeeded, 0 when it did not.")
+CANARY_DURATION = Metric("monitor_pg_canary_duration_seconds", "How long the latest fresh login took.")
+
+EXHAUSTED = FindingKind("ConnectionsExhausted", Severity.P1, "INC-002", "No slot is left for applications, or hardly any.")
+HIGH = FindingKind("ConnectionsHigh", Severity.P2, "INC-002", "More connections than warn_percent of the usable slots.")
+HANDSHAKES = FindingKind(
+    "HandshakesStuck", Severity.P1, "INC-002", "Logins hang or are refused while few sessions exist: unfinished handshakes hold the slots."
+)
+DOWN = FindingKind("DatabaseDown", Severity.P1, "INC-002", "Nothing listens, or the server is starting or stopping.")
+ROLE_LIMIT = FindingKind("RoleLimitReached", Severity.P1, "INC-002", "The canary's role has used up its own connection limit.")
+DATABASE_LIMIT = FindingKind("DatabaseLimitReached", Severity.P1, "INC-002", "The database has used up its own connection limit.")
+
+TOP_APPLICATIONS = 20
+
+
+class Config(PluginConfig):
+    """Keys of a ``pg_connections`` check."""
+
+    warn_percent: float = Field(80.0, gt=0, le=100, description="ConnectionsHigh from this share of the usable slots on.")
+    critical_percent: float = Field(95.0, gt=0, le=100, description="ConnectionsExhausted from this share of the usable slots on.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.warn_percent >= self.critical_percent:
+            raise ValueError("warn_percent must be below critical_percent")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Client sessions of the whole server in one snapshot."""
+
+    max_connections: int
+    reserved: int
+    by_state: tuple[tuple[str, int], ...]
+    by_application: tuple[tuple[str, int], ...]
+    limits_reached: tuple[str, ...] = ()
+    """``role app 20/20``: the limits of roles and databases that are used up."""
+
+    @property
+    def usable(self) -> int:
+        return max(1, self.max_connections - self.reserved)
+
+    @property
+    def used(self) -> int:
+        return sum(number for _, number in self.by_state)
+
+    @property
+    def established(self) -> int:
+        """Without those that have not finished their login (seen from PostgreSQL 18 on)."""
+        return self.used - dict(self.by_state).get("starting", 0)
+
+    @property
+    def percent(self) -> float:
+        return 100 * self.used / self.usable
+
+
+@check(
+    "pg_connections",
+    config=Config,
+    metrics=(CONNECTIONS, BY_APPLICATION, USABLE, USED_RATIO, CANARY_UP, CANARY_DURATION),
+    finds=(EXHAUSTED, HIGH, HANDSHAKES, DOWN, ROLE_LIMIT, DATABASE_LIMIT),
+    needs=("dsn",),
+    blind="The role may not see other sessions, the canary's credentials are refused, or the sessions could not be counted.",
+)
+async def pg_connections(ctx: CheckContext, cfg: Config) -> Observed:
+    """Counts a server's sessions against its usable slots and proves with a fresh login that an application still gets in."""
+    assert ctx.pg is not None  # needs=("dsn",)
+    counts, blind = None, None
+    try:
+        counts = await _count(ctx.pg)
+    except CannotLook as exc:
+        blind = exc
+    login = await ctx.pg.login()
+    findings = judge(counts, login, cfg, service=ctx.service.name)
+    if not findings and blind is not None:
+        raise blind
+    if not findings and login.state is not LoginState.OK:
+        raise CannotLook(f"the canary login of {ctx.service.name} is {_CANARY_BLIND.get(login.state, login.state.value)}: {login.detail}")
+    return Observed(_samples(counts, login), findings)
+
+
+_CANARY_BLIND = {
+    LoginState.REJECTED: "rejected (look at canary_dsn, or at dsn where there is none)",
+    LoginState.UNCLASSIFIED: "refused for a reason this monitor does not know",
+}
+
+
+def judge(counts: Counts | None, login: Login, cfg: Config, *, service: str) -> tuple[Finding, ...]:
+    """What counts and canary mean together. Pure. Empty where they prove nothing bad, which is not yet proof of health."""
+    facts = _facts(counts, login)
+    percent = counts.percent if counts else None
+    kind = _kind_by_login(counts, login, cfg)
+    if kind is None and percent is not None and percent >= cfg.warn_percent:
+        kind = EXHAUSTED if percent >= cfg.critical_percent else HIGH
+    if kind is None:
+        return ()
+    used = f"{counts.used} of {counts.usable} usable connections are in use" if counts else "the sessions could not be counted"
+    words = {
+        EXHAUSTED: "the database has no connection left"
+        if login.state is LoginState.EXHAUSTED
+        else "the database is almost out of connections",
+        HIGH: "the database's connections run high",
+        HANDSHAKES: "logins to the database get stuck before they finish",
+        DOWN: "the database is down",
+        ROLE_LIMIT: "the role's connection limit is reached",
+        DATABASE_LIMIT: "the database's connection limit is reached",
+    }
+    labels = {ROLE_LIMIT: {"limit": "role"}, DATABASE_LIMIT: {"limit": "database"}}.get(kind, {})
+    return (kind(f"{words[kind]}: {used} ({service})", labels=labels, facts=facts),)
+
+
+def _kind_by_login(counts: Counts | None, login: Login, cfg: Config) -> FindingKind | None:
+    """What the canary alone proves. Refused although few have finished their login: handshakes hold the slots."""
+    if login.state is LoginState.EXHAUSTED:
+        few = counts is not None and 100 * counts.established / counts.usable < cfg.warn_percent
+        return HANDSHAKES if few else EXHAUSTED
+    return {
+        LoginState.HANDSHAKE_STUCK: HANDSHAKES,
+        LoginState.DOWN: DOWN,
+        LoginState.ROLE_LIMIT: ROLE_LIMIT,
+        LoginState.DATABASE_LIMIT: DATABASE_LIMIT,
+    }.get(login.state)
+
+
+def _facts(counts: Counts | None, login: Login) -> dict[str, str]:
+    facts: dict[str, str] = {}
+    if counts:
+        facts["used"] = (
+            f"{counts.used} of {counts.usable} usable ({counts.percent:.0f} %; {counts.max_connections} less {counts.reserved} reserved)"
+        )
+        facts["by state"] = _listing(counts.by_state)
+        facts["by application"] = _listing(counts.by_application[:8])
+        if counts.limits_reached:
+            facts["limits reached"] = ", ".join(counts.limits_reached)
+    facts["canary login"] = f"{login.state.value.replace('_', ' ')} after {login.duration_s * 1000:.0f} ms"
+    if login.detail:
+        facts["server said"] = one_line(login.detail, limit=200)
+    return facts
+
+
+def _listing(numbers: tuple[tuple[str, int], ...]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in numbers if number) or "none"
+
+
+def _samples(counts: Counts | None, login: Login) -> tuple[Sample, ...]:
+    canary = (CANARY_UP(login.state is LoginState.OK), CANARY_DURATION(login.duration_s))
+    if counts is None:
+        return canary
+    return (
+        *canary,
+        USABLE(counts.usable),
+        USED_RATIO(counts.used / counts.usable),
+        *(CONNECTIONS(number, state=state) for state, number in counts.by_state),
+        *(BY_APPLICATION(number, application=name) for name, number in counts.by_application),
+    )
+
+
+# --- looking ---------------------------------------------------------------------------------------------------------
+
+# Only client backends use slots. Without pg_read_all_stats the rows of others are redacted, and every count would be too low.
+SLOTS = """
+SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_all, current_user::text AS me,
+       current_setting('max_connections')::int AS max_connections,
+       current_setting('superuser_reserved_connections')::int + coalesce(current_setting('reserved_connections', true)::int, 0) AS reserved,
+       count(*) FILTER (WHERE state = 'active') AS active,
+       count(*) FILTER (WHERE state = 'idle') AS idle,
+       count(*) FILTER (WHERE state LIKE 'idle in transaction%') AS idle_in_transaction,
+       count(*) FILTER (WHERE state = 'starting') AS starting,
+       count(*) AS client_backends
+FROM pg_stat_activity WHERE backend_type = 'client backend'
+"""
+
+APPLICATIONS = """
+WITH sizes AS (
+    SELECT coalesce(nullif(application_name, ''), '(unset)') AS application, count(*) AS sessions
+    FROM pg_stat_activity WHERE backend_type = 'client backend' GROUP BY 1
+), ranked AS (SELECT *, row_number() OVER (ORDER BY sessions DESC, application) AS rank FROM sizes)
+SELECT CASE WHEN rank <= %(top)s THEN application ELSE '(other)' END AS application, sum(sessions)::int AS sessions
+FROM ranked GROUP BY 1 ORDER BY 2 DESC, 1
+"""
+
+# Superusers are exempt from both limits
+LIMITS = """
+SELECT 'database ' || d.datname AS what, d.datconnlimit AS at_most, count(a.pid) AS sessions
+FROM pg_database d JOIN pg_stat_activity a ON a.datid = d.oid AND a.backend_type = 'client backend'
+WHERE d.datconnlimit >= 0 GROUP BY d.datname, d.datconnlimit HAVING count(a.pid) >= d.datconnlimit
+UNION ALL
+SELECT 'role ' || r.rolname, r.rolconnlimit, count(a.pid)
+FROM pg_roles r JOIN pg_stat_activity a ON a.usesysid = r.oid AND a.backend_type = 'client backend'
+WHERE r.rolconnlimit >= 0 AND NOT r.rolsuper GROUP BY r.rolname, r.rolconnlimit HAVING count(a.pid) >= r.rolconnlimit
+ORDER BY 1 LIMIT 10
+"""
+
+STATES = ("active", "idle", "idle_in_transaction", "starting")
+
+
+async def _count(pg: Postgres) -> Counts:
+    (slots,), applications, limits = await pg.fetch_many([(SLOTS, {}), (APPLICATIONS, {"top": TOP_APPLICATIONS}), (LIMITS, {})])
+    if not slots["sees_all"]:
+        raise CannotLook(
+            f"the role {slots['me']} may not see other sessions, so every count would be too low: GRANT pg_monitor TO {slots['me']}"
+        )
+    by_state = {state: int(slots[state]) for state in STATES}
+    by_state["other"] = int(slots["client_backends"]) - sum(by_state.values())
+    return Counts(
+        max_connections=int(slots["max_connections"]),
+        reserved=int(slots["reserved"]),
+        by_state=tuple(by_state.items()),
+        by_application=_merged((one_line(row["application"], limit=64), int(row["sessions"])) for row in applications),
+        limits_reached=tuple(one_line(f"{row['what']} {row['sessions']}/{row['at_most']}", limit=100) for row in limits),
+    )
+
+
+def _merged(sizes: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
+    """Add up names that became equal when they were made printable."""
+    merged: dict[str, int] = {}
+    for name, size in sizes:
+        merged[name] = merged.get(name, 0) + size
+    return tuple(merged.items())

@@ -1,0 +1,46 @@
+"""Everything the monitor holds open towards what it watches: one HTTP probe, one sentinel per watched database."""
+
+from collections.abc import Mapping
+
+from monitor.clock import Clock
+from monitor.errors import CannotLook
+from monitor.plugins import CheckContext, RunbookContext, Service
+from monitor.probes.http import CurlProbe
+from monitor.probes.logs import LogFiles
+from monitor.probes.postgres import PgSentinel
+
+
+class Outside:
+    """Hands out contexts for checks and the runbook; a database's connection is opened at its first use."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._http = CurlProbe(clock)
+        self._sentinels: dict[Service, PgSentinel] = {}
+
+    def check_context(self, service: Service) -> CheckContext:
+        """What a check on this service may touch. Raises ``CannotLook`` when the service's DSN is no connection string."""
+        pg = self._sentinel(service) if service.dsn is not None else None
+        return CheckContext(service=service, clock=self._clock, http=self._http, pg=pg)
+
+    def runbook_context(self, service: Service, services: Mapping[str, Service]) -> RunbookContext:
+        """What a diagnosis of this service may touch. Raises ``CannotLook`` when it has no DSN."""
+        if service.dsn is None:
+            raise CannotLook(f"service {service.name} has no dsn in the configuration")
+        return RunbookContext(service=service, clock=self._clock, pg=self._sentinel(service), logs=LogFiles(), services=services)
+
+    async def adopt(self, services: Mapping[str, Service]) -> None:
+        """Close what belongs to services that are gone or changed."""
+        for service in [known for known in self._sentinels if services.get(known.name) != known]:
+            await self._sentinels.pop(service).close()
+
+    async def close(self) -> None:
+        await self.adopt({})
+        await self._http.close()
+
+    def _sentinel(self, service: Service) -> PgSentinel:
+        assert service.dsn is not None
+        sentinel = self._sentinels.get(service)
+        if sentinel is None:
+            sentinel = self._sentinels[service] = PgSentinel(service.dsn, service.canary_dsn, self._clock)
+        return sentinel

@@ -1,0 +1,191 @@
+"""The sentinel: one held connection per watched PostgreSQL, for reading only, and the canary login beside it.
+
+Owns deadlines that hold even when the server is frozen, and the words that tell a person why we could not look.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
+
+import psycopg
+from psycopg import errors
+from pydantic import SecretStr
+
+from monitor.clock import Clock
+from monitor.errors import CannotLook
+from monitor.probes.pg_login import CURES, entrance, try_login
+from monitor.probes_contract import Login, Row, Statement
+
+LOCK_TIMEOUT_S = 0.25
+GRACE_S = 0.15
+"""The server stops a statement at ``timeout_s`` by itself; so much later the caller is told, whatever the server does."""
+
+Held = psycopg.AsyncConnection[Row]
+Answer = TypeVar("Answer")
+
+
+def session_options(timeout_s: float) -> str:
+    """What makes a session harmless: it cannot write, wait, or run for long."""
+    settings = {
+        "statement_timeout": int(timeout_s * 1000),
+        "lock_timeout": int(LOCK_TIMEOUT_S * 1000),
+        "idle_in_transaction_session_timeout": 15_000,
+        "idle_session_timeout": 0,
+        "default_transaction_read_only": "on",
+        "search_path": "pg_catalog",
+        "jit": "off",
+        "max_parallel_workers_per_gather": 0,
+        "work_mem": "4MB",
+        "TimeZone": "UTC",
+    }
+    return " ".join(f"-c {name}={value}" for name, value in settings.items())
+
+
+class PgSentinel:
+    """Implements :class:`monitor.probes_contract.Postgres`. Opened at the first use, opened again after a loss.
+
+    One statement (or one pipeline) runs at a time. A call never takes longer than ``timeout_s`` and a fifth of a second: when the
+    server is silent, the caller is told and the statement is left behind; when it stays silent, its socket is cut.
+    """
+
+    def __init__(
+        self,
+        dsn: SecretStr,
+        canary_dsn: SecretStr | None,
+        clock: Clock,
+        *,
+        application_name: str = "monitor",
+        timeout_s: float = 3.0,
+    ) -> None:
+        """Raises ``CannotLook`` when a dsn is not a connection string."""
+        self._clock = clock
+        self._timeout_s = timeout_s
+        self._where = entrance(dsn, application_name=application_name, options=session_options(timeout_s))
+        self._canary = entrance(canary_dsn or dsn, application_name=f"{application_name}-canary")
+        self._turn = asyncio.Lock()
+        self._connection: Held | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._was_cut = False
+        self._closed = False
+
+    async def fetch(self, sql: Statement, params: Mapping[str, object] | None = None) -> list[Row]:
+        """Run one statement. Raises ``CannotLook`` naming cause and cure."""
+
+        async def work(connection: Held) -> list[Row]:
+            return await (await connection.execute(sql, params or None)).fetchall()
+
+        return await self._run(work)
+
+    async def fetch_many(self, statements: Sequence[tuple[Statement, Mapping[str, object]]]) -> list[list[Row]]:
+        """Run several statements in one round trip and one snapshot of the activity views. Raises ``CannotLook``."""
+
+        async def work(connection: Held) -> list[list[Row]]:
+            async with connection.pipeline():
+                cursors = [await connection.execute(sql, params or None) for sql, params in statements]
+            return [await cursor.fetchall() for cursor in cursors]
+
+        return await self._run(work)
+
+    async def login(self) -> Login:
+        """Open and close one fresh connection as the canary role, within ``timeout_s``. Failures are values."""
+        connection, login = await try_login(self._canary, self._clock, timeout_s=self._timeout_s)
+        if connection is not None:
+            await connection.close()
+        return login
+
+    async def close(self) -> None:
+        """Drop the connection, and whatever still runs on it."""
+        self._closed = True
+        if self._task is not None and not self._task.done():
+            if self._connection is None:
+                self._task.cancel()  # it is opening one
+            self._cut()
+            await asyncio.wait({self._task}, timeout=self._timeout_s)
+        await self._drop()
+
+    # --- one call ----------------------------------------------------------------------------------------------------
+
+    async def _run(self, work: Callable[[Held], Awaitable[Answer]]) -> Answer:
+        """Do ``work`` on the held connection in its turn. A cancelled or late caller leaves; the statement ends by itself."""
+        if self._closed:
+            raise CannotLook(f"{self._where.place}: the connection was closed")
+        in_turn = False
+        try:
+            async with asyncio.timeout(self._timeout_s + GRACE_S):
+                await self._turn.acquire()
+                in_turn = True
+                task = asyncio.create_task(self._work_with_guard(work))
+                task.add_done_callback(self._end_turn)
+                self._task = task
+                return await asyncio.shield(task)
+        except TimeoutError:
+            why = "no answer from the server" if in_turn else "an earlier statement of the monitor still has no answer"
+            raise CannotLook(f"{self._where.place}: {why} after {self._timeout_s:g} s: is the server frozen or overloaded?") from None
+
+    def _end_turn(self, task: "asyncio.Task[Answer]") -> None:
+        self._turn.release()
+        if not task.cancelled():
+            task.exception()  # seen, even when the caller has left
+
+    async def _work_with_guard(self, work: Callable[[Held], Awaitable[Answer]]) -> Answer:
+        guard = asyncio.get_running_loop().call_later(2 * self._timeout_s, self._cut)
+        try:
+            return await self._work(work)
+        except (psycopg.Error, UnicodeError) as exc:
+            raise CannotLook(f"{self._where.place}: {self._explain(exc)}") from exc
+        finally:
+            guard.cancel()
+            if self._was_cut or (self._connection is not None and self._connection.closed):
+                await self._drop()
+
+    async def _work(self, work: Callable[[Held], Awaitable[Answer]]) -> Answer:
+        """Work on the held connection; when it turns out lost while it lay idle, once more on a new one."""
+        held = self._connection
+        if held is not None:
+            try:
+                return await work(held)
+            except psycopg.OperationalError:
+                if self._was_cut or not held.closed:
+                    raise
+                await self._drop()
+        return await work(await self._open())
+
+    async def _open(self) -> Held:
+        connection, login = await try_login(self._where, self._clock, timeout_s=self._timeout_s)
+        if connection is None:
+            raise CannotLook(f"{self._where.place}: {CURES[login.state]}: {login.detail}")
+        self._connection = connection
+        return connection
+
+    def _cut(self) -> None:
+        """Shut the socket under the driver: its wait ends at once. (Cancelling it would ask the frozen server, and wait.)"""
+        connection = self._connection
+        if connection is None or connection.closed:
+            return
+        self._was_cut = True
+        with socket.socket(fileno=os.dup(connection.fileno())) as shared:
+            try:
+                shared.shutdown(socket.SHUT_RDWR)
+            except OSError:  # it is gone already
+                return
+
+    async def _drop(self) -> None:
+        connection, self._connection, self._was_cut = self._connection, None, False
+        if connection is not None:
+            await connection.close()
+
+    def _explain(self, exc: Exception) -> str:
+        words = self._where.safe(str(exc))
+        if isinstance(exc, errors.QueryCanceled):
+            return f"a statement was stopped after {self._timeout_s:g} s: the server is overloaded, or somebody cancelled it ({words})"
+        if isinstance(exc, errors.LockNotAvailable):
+            return f"a table is locked by another session for longer than {LOCK_TIMEOUT_S:g} s: find it in pg_locks ({words})"
+        if isinstance(exc, errors.InsufficientPrivilege):
+            return f"the role {self._where.user} lacks a privilege: GRANT it SELECT on what is named here, or pg_monitor ({words})"
+        if isinstance(exc, errors.UndefinedTable | errors.UndefinedColumn | errors.InvalidSchemaName):
+            return f"the database does not have what is asked for: {words}"
+        if isinstance(exc, UnicodeError):
+            return f"the server sent text that is not UTF-8: {words}"
+        return f"the statement failed: {words}"
