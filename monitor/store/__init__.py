@@ -1,6 +1,7 @@
 """The monitor's own state, outside the watched database: one store over SQLite (WAL) and PostgreSQL."""
 
-from monitor.store.database import Database, open_readable
+from monitor.errors import StoreError
+from monitor.store.database import BUSY_TIMEOUT_S, Database, open_readable
 from monitor.store.history import AuditJournal, History, ReportLog, RunCount, hour_of
 from monitor.store.incidents import IncidentStore
 from monitor.store.outbox import ChannelQueue, Outbox
@@ -13,9 +14,13 @@ class Store:
     Opening creates or upgrades the schema. Raises ``StoreError`` with place, cause and cure.
     """
 
-    def __init__(self, url: str) -> None:
-        self._database = Database(url)
-        self._database.upgrade()
+    def __init__(self, url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+        self._database = Database(url, busy_timeout_s)
+        try:
+            self._database.upgrade()
+        except StoreError:
+            self._database.close()
+            raise
         self.place = self._database.place
         self.incidents = IncidentStore(self._database)
         self.outbox = Outbox(self._database)

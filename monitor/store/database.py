@@ -18,7 +18,8 @@ from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
 from monitor.errors import StoreError
 
-BUSY_TIMEOUT_MS = 5000
+BUSY_TIMEOUT_S = 5.0
+"""How long a write waits for another process's lock before it is an error."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK_DECIDE = 7_201_001
 """PostgreSQL advisory lock: replicas decide one after the other."""
@@ -27,14 +28,14 @@ _LOCK_DECIDE = 7_201_001
 class Database:
     """An open state database. ``place`` names it in messages, without a password."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
         parsed = make_url(url)
         self.place = parsed.render_as_string(hide_password=True)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         if self.is_sqlite:
             self.place = parsed.database or ":memory:"
             _make_folder(self.place)
-            self._engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False})
+            self._engine = create_engine(parsed, connect_args={"timeout": busy_timeout_s, "check_same_thread": False})
             _configure_sqlite(self._engine)
         else:
             self._engine = create_engine(parsed, pool_size=2, max_overflow=2, pool_pre_ping=True, connect_args={"connect_timeout": 5})
@@ -102,7 +103,7 @@ def _configure_sqlite(engine: Engine) -> None:
     def _on_connect(dbapi_connection: Any, _record: object) -> None:
         dbapi_connection.isolation_level = None  # transactions are begun below, explicitly
         cursor = dbapi_connection.cursor()
-        for pragma in (f"busy_timeout={BUSY_TIMEOUT_MS}", "journal_mode=WAL", "synchronous=FULL"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 

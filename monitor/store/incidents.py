@@ -4,11 +4,11 @@ from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, or_, select, update
+from sqlalchemy import Connection, delete, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from alerts.decide import Known
-from monitor.domain import AlertState, Decision, Incident, IncidentState, TimelineEntry
+from monitor.domain import AlertState, Decision, Incident, IncidentState, Severity, TimelineEntry
 from monitor.errors import UsageError
 from monitor.store.database import Database
 from monitor.store.rows import alert_of, alert_row, incident_of, incident_row, timeline_of
@@ -68,6 +68,13 @@ class IncidentStore:
         query = query.order_by(_LIVE_INCIDENT.desc(), incidents.c.severity, incidents.c.opened_at.desc()).limit(limit)
         with self._database.read() as connection:
             return tuple(incident_of(row) for row in connection.execute(query).mappings())
+
+    def open_counts(self) -> dict[tuple[str, str], int]:
+        """How many incidents are not resolved, by (severity name, state)."""
+        kinds = (incidents.c.severity, incidents.c.state)
+        query = select(*kinds, func.count()).where(_LIVE_INCIDENT).group_by(*kinds)
+        with self._database.read() as connection:
+            return {(Severity(severity).name, state): count for severity, state, count in connection.execute(query)}
 
     def timeline(self, incident_id: str) -> tuple[TimelineEntry, ...]:
         query = select(timeline).where(timeline.c.incident_id == incident_id).order_by(timeline.c.id)

@@ -1,0 +1,268 @@
+"""One suite over SQLite and PostgreSQL: the store keeps decisions whole, and the outbox in order."""
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from alerts.decide import Known, Policy, decide, groups_of
+from alerts.escalation import acknowledge
+from monitor.domain import (
+    AlertPolicy,
+    AuditEntry,
+    CheckResult,
+    EscalationStep,
+    FindingKind,
+    Notification,
+    Observed,
+    Outcome,
+    Receipt,
+    Severity,
+    Transition,
+)
+from monitor.errors import StoreError, UsageError
+from monitor.store import Store
+from services.cluster import Cluster
+from tests.conftest import fresh_database
+
+T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+DOWN = FindingKind("ServiceDown", Severity.P1, "INC-001", "down")
+CHAIN = (EscalationStep(0, "on-call", ("page", "chat")), EscalationStep(900, "lead", ("lead",)))
+POLICY = Policy(alert=AlertPolicy(fail_after=1, recover_after=1), chains=dict.fromkeys(Severity, CHAIN))
+
+
+@pytest.fixture(params=["sqlite", "pg18", "pg15"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'state' / 'monitor.db'}"
+        return
+    cluster: Cluster = request.getfixturevalue(request.param)
+    for dsn in fresh_database(cluster):
+        parts = conninfo_to_dict(dsn)
+        yield f"postgresql+psycopg://postgres@127.0.0.1:{parts['port']}/{parts['dbname']}"
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    opened = Store(url)
+    yield opened
+    opened.close()
+
+
+def result(outcome: Outcome, service: str = "auth", at: datetime = T0) -> CheckResult:
+    findings = (DOWN("gone", facts={"seen": "refused"}),) if outcome is Outcome.FOUND else ()
+    return CheckResult(f"http/{service}", "http", service, outcome, at, 0.25, Observed(findings=findings))
+
+
+def put(store: Store, seen: CheckResult, now: datetime = T0) -> None:
+    store.incidents.decide(seen.instance, groups_of(seen), lambda known: decide(known, seen, POLICY, now), now)
+
+
+def claim(store: Store, now: datetime = T0, owner: str = "me", skip: frozenset[str] = frozenset()) -> list[Notification]:
+    return store.outbox.claim(owner, now, lease_s=60, limit=10, skip=skip, external_url="http://monitor")
+
+
+def test_a_decision_survives_closing_and_opening(url: str) -> None:
+    first = Store(url)
+    put(first, result(Outcome.FOUND))
+    before = first.incidents.list(unresolved=True)
+    first.close()
+    second = Store(url)
+    assert second.incidents.list(unresolved=True) == before
+    assert second.incidents.live_instances() == {"http/auth"}
+    assert [entry.kind for entry in second.incidents.timeline(before[0].id)] == ["opened", "triggered"]
+    second.close()
+
+
+def test_a_decision_that_fails_leaves_nothing(store: Store) -> None:
+    def raises(known: Known) -> None:
+        raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError):
+        store.incidents.decide("http/auth", (), raises, T0)  # type: ignore[arg-type]
+    put(store, result(Outcome.FOUND))
+    (incident,) = store.incidents.list(unresolved=True)
+    decided = decide(Known(), result(Outcome.FOUND, at=T0 + timedelta(hours=1)), POLICY, T0 + timedelta(hours=1))
+    with pytest.raises(StoreError):  # a second open incident of the group: refused by the database, whole
+        store.incidents.decide("http/auth", (), lambda known: decided, T0)
+    assert store.incidents.list(unresolved=True) == (incident,)
+    assert len(claim(store)) == 2
+
+
+def test_rows_of_one_channel_come_in_order_and_only_after_the_one_before(store: Store) -> None:
+    put(store, result(Outcome.FOUND))
+    put(store, result(Outcome.OK))
+    first = claim(store)
+    assert {(row.channel, row.transition) for row in first} == {("page", Transition.TRIGGERED), ("chat", Transition.TRIGGERED)}
+    assert claim(store) == []
+    page = next(row for row in first if row.channel == "page")
+    assert store.outbox.sent(page, "me", Receipt("id-1", (("ts", "1"),)), T0)
+    (resolve,) = claim(store)
+    assert (resolve.channel, resolve.transition, resolve.first_receipt) == ("page", Transition.RESOLVED, Receipt("id-1", (("ts", "1"),)))
+
+
+def test_a_lease_that_ran_out_is_claimed_again_and_the_late_owner_finishes_nothing(store: Store) -> None:
+    put(store, result(Outcome.FOUND))
+    mine = claim(store, owner="one")
+    later = T0 + timedelta(seconds=61)
+    theirs = claim(store, later, owner="two")
+    assert {row.id for row in mine} == {row.id for row in theirs}
+    assert not store.outbox.sent(mine[0], "one", Receipt(), later)
+    assert store.outbox.sent(theirs[0], "two", Receipt(), later)
+
+
+def test_a_released_row_is_free_at_once_and_a_retried_one_waits(store: Store) -> None:
+    put(store, result(Outcome.FOUND))
+    claim(store, owner="one")
+    store.outbox.release("one")
+    rows = claim(store, owner="two")
+    assert len(rows) == 2
+    assert store.outbox.next_due() == T0 + timedelta(seconds=60)
+    store.outbox.retry(rows[0], "two", "429", T0 + timedelta(seconds=30))
+    assert claim(store) == []
+    assert store.outbox.next_due() == T0 + timedelta(seconds=30)
+    (again,) = claim(store, T0 + timedelta(seconds=30))
+    assert again.attempts == 3
+    queue = next(q for q in store.outbox.queues() if q.channel == rows[0].channel)
+    assert (queue.pending, queue.dead, queue.oldest, queue.last_error) == (1, 0, T0, "429")
+
+
+def test_the_resolve_of_a_trigger_that_never_arrived_is_not_sent(store: Store) -> None:
+    put(store, result(Outcome.FOUND))
+    for row in claim(store):
+        store.outbox.bury(row, "me", "401", T0)
+    put(store, result(Outcome.OK))
+    assert claim(store) == []
+    assert {queue.dead for queue in store.outbox.queues()} == {2}
+    (incident,) = store.incidents.list(unresolved=False)
+    assert "could not be delivered to page: 401" in " ".join(entry.text for entry in store.incidents.timeline(incident.id))
+
+
+def test_full_channels_are_skipped_and_the_worst_comes_first(store: Store) -> None:
+    put(store, result(Outcome.FOUND, "auth"))
+    put(store, result(Outcome.FOUND, "data"))
+    assert {row.channel for row in claim(store, skip=frozenset({"page"}))} == {"chat"}
+
+
+def test_escalation_is_due_when_its_time_comes_and_not_after_an_acknowledgement(store: Store) -> None:
+    put(store, result(Outcome.FOUND))
+    due = T0 + timedelta(minutes=15)
+    assert store.incidents.escalations_due(due - timedelta(seconds=1)) == ()
+    (incident_id,) = store.incidents.escalations_due(due)
+    incident, decided = store.incidents.change(incident_id[:5], lambda found: acknowledge(found, "ada", due), due)
+    assert decided
+    assert incident.acked_by == "ada"
+    assert store.incidents.escalations_due(due) == ()
+
+
+@pytest.mark.parametrize("wrong", ["", "zzzz", "a b", "%", "'; DROP TABLE incidents"])
+def test_an_unknown_incident_is_one_clear_error(store: Store, wrong: str) -> None:
+    with pytest.raises(UsageError, match="no incident"):
+        store.incidents.find(wrong)
+
+
+def test_history_adds_up_and_is_pruned(store: Store) -> None:
+    for minute in range(90):
+        outcome = Outcome.BLIND if minute % 30 == 0 else Outcome.OK
+        store.history.record([result(outcome, at=T0 + timedelta(minutes=minute))])
+    store.history.record([])
+    (count,) = store.history.counts(T0, T0 + timedelta(hours=2))
+    assert (count.ok, count.blind, count.found, count.mean_s, count.max_s) == (87, 3, 0, 0.25, 0.25)
+    store.history.prune(T0 + timedelta(hours=1))
+    (count,) = store.history.counts(T0, T0 + timedelta(hours=2))
+    assert count.ok + count.blind == 30
+
+
+def test_a_report_period_is_wanted_once_and_sent_once(store: Store) -> None:
+    store.reports.want("daily/2026-03-01", T0)
+    store.reports.want("daily/2026-03-01", T0)
+    assert store.reports.due(T0) == ("daily/2026-03-01",)
+    store.reports.failed("daily/2026-03-01", "refused", T0 + timedelta(minutes=5))
+    assert store.reports.due(T0) == ()
+    store.reports.sent("daily/2026-03-01", T0)
+    assert store.reports.due(T0 + timedelta(days=1)) == ()
+    store.reports.want("daily/2026-03-01", T0)
+    assert store.reports.due(T0 + timedelta(days=1)) == ()
+    assert store.reports.last("daily/") == "daily/2026-03-01"
+
+
+def test_the_journal_keeps_what_was_appended(store: Store) -> None:
+    entries = [AuditEntry(T0, "cancel-stuck-jobs", "d", phase, "ada", "stuck") for phase in ("intent", "applied")]
+    for entry in entries:
+        store.journal.append(entry)
+    assert store.journal.entries("cancel-stuck-jobs", T0) == tuple(entries)
+    assert store.journal.entries("other", T0) == ()
+
+
+def test_pruning_forgets_only_what_ended(store: Store) -> None:
+    put(store, result(Outcome.FOUND, "auth"))
+    put(store, result(Outcome.FOUND, "data"))
+    put(store, result(Outcome.OK, "data"))
+    for row in claim(store):
+        store.outbox.sent(row, "me", Receipt(), T0)
+    for row in claim(store):
+        store.outbox.sent(row, "me", Receipt(), T0)
+    store.incidents.prune(T0 + timedelta(days=1))
+    assert [incident.service for incident in store.incidents.list(unresolved=False)] == ["auth"]
+
+
+# --- bad days --------------------------------------------------------------------------------------------------------
+
+
+def test_a_newer_schema_is_refused(store: Store, url: str) -> None:
+    with store._database.write() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(StoreError, match="newer version"):
+        Store(url)
+
+
+def test_a_locked_file_is_one_clear_error(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'monitor.db'}", busy_timeout_s=0.05)
+    holder = sqlite3.connect(tmp_path / "monitor.db", isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StoreError, match="another process holds the file locked"):
+        put(store, result(Outcome.FOUND))
+    holder.execute("ROLLBACK")
+    holder.close()
+    put(store, result(Outcome.FOUND))
+    assert len(store.incidents.list(unresolved=True)) == 1
+    store.close()
+
+
+def test_a_damaged_file_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "monitor.db").write_bytes(b"this is not a database, by any means" * 100)
+    with pytest.raises(StoreError, match="not a state database"):
+        Store(f"sqlite:///{tmp_path / 'monitor.db'}")
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="its folder cannot be made"):
+        Store(f"sqlite:///{tmp_path / 'file' / 'monitor.db'}")
+
+
+def test_an_unreachable_server_is_one_clear_error_without_its_password() -> None:
+    with pytest.raises(StoreError) as caught:
+        Store("postgresql+psycopg://someone:s3cret@127.0.0.1:1/state")
+    assert "127.0.0.1" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_two_replicas_decide_one_incident(pg18: Cluster) -> None:
+    for dsn in fresh_database(pg18):
+        parts = conninfo_to_dict(dsn)
+        address = f"postgresql+psycopg://postgres@127.0.0.1:{parts['port']}/{parts['dbname']}"
+        one, two = Store(address), Store(address)
+        put(one, result(Outcome.FOUND))
+        put(two, replace(result(Outcome.FOUND), started_at=T0 + timedelta(seconds=1)), T0 + timedelta(seconds=1))
+        assert len(two.incidents.list(unresolved=False)) == 1
+        assert len(claim(one)) == 2
+        assert claim(two, owner="other") == []
+        one.close()
+        two.close()
+        psycopg.connect(dsn).close()
