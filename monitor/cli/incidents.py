@@ -1,0 +1,122 @@
+"""``monitor incidents`` and ``monitor ack``."""
+
+from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from monitor.cli.opening import DEFAULT_CONFIG, ConfigOption, JsonOption, ago, open_store, out, print_json, whoami
+from monitor.clock import SystemClock
+from monitor.domain import Incident, IncidentState, Severity, TimelineEntry
+from monitor.engine import acknowledge
+
+_COLOURS = {Severity.P1: "bold red", Severity.P2: "red", Severity.P3: "yellow", Severity.P4: "cyan"}
+
+
+def register(app: typer.Typer) -> None:
+    @app.command()
+    def incidents(
+        incident: Annotated[str | None, typer.Argument(help="Show one, with its timeline: its id or the beginning of it.")] = None,
+        every: Annotated[bool, typer.Option("--all", help="Also those that are resolved.")] = False,
+        config: ConfigOption = DEFAULT_CONFIG,
+        as_json: JsonOption = False,
+    ) -> None:
+        """List incidents, the worst first, or show one."""
+        now = SystemClock().now()
+        store = open_store(config)
+        try:
+            if incident is not None:
+                found = store.incidents.find(incident)
+                timeline = store.incidents.timeline(found.id)
+                if as_json:
+                    print_json({**_as_json(found), "timeline": [asdict(entry) for entry in timeline]})
+                else:
+                    _show(found, timeline, now)
+                return
+            listed = store.incidents.list(unresolved=not every)
+        finally:
+            store.close()
+        if as_json:
+            print_json([_as_json(found) for found in listed])
+        elif listed:
+            out.print(_table(listed, now))
+        else:
+            out.print("[green]no open incidents[/]" if not every else "no incidents")
+
+    @app.command()
+    def ack(
+        incident: Annotated[str, typer.Argument(help="The incident's id, or the beginning of it.")],
+        who: Annotated[str | None, typer.Option(help="Who takes it; your account's name when not given.")] = None,
+        config: ConfigOption = DEFAULT_CONFIG,
+    ) -> None:
+        """Take an incident: its escalation stops, and everybody who was told hears that you have it."""
+        store = open_store(config)
+        try:
+            found, changed = acknowledge(store, incident, who or whoami(), SystemClock())
+        finally:
+            store.close()
+        what = f"[bold]{found.id}[/] {escape(found.title)}: {escape(found.summary)}"
+        if changed:
+            out.print(f"[green]acknowledged[/] by {escape(found.acked_by or '')}: {what}")
+        elif found.state is IncidentState.ACKED:
+            out.print(f"already acknowledged by {escape(found.acked_by or '')}: {what}")
+        else:
+            out.print(f"already resolved: {what}")
+
+
+def _table(listed: tuple[Incident, ...], now: datetime) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("", "id", "state", "since", "service", "what", "next"):
+        table.add_column(column, no_wrap=column in {"", "id", "state", "since"})
+    for found in listed:
+        colour = _COLOURS[found.severity] if found.state is not IncidentState.RESOLVED else "dim"
+        state = f"acked by {found.acked_by}" if found.state is IncidentState.ACKED else found.state.value
+        table.add_row(
+            f"[{colour}]{found.severity.name}[/]",
+            found.id,
+            escape(state),
+            ago(found.opened_at, now),
+            escape(found.service),
+            f"{escape(found.title)}{f' ({found.code})' if found.code else ''}\n[dim]{escape(found.summary)}[/]",
+            escape(_next(found, now)),
+        )
+    return table
+
+
+def _next(found: Incident, now: datetime) -> str:
+    if found.next_escalation_at is None or found.step >= len(found.chain):
+        return ""
+    who = found.chain[found.step].who
+    if found.next_escalation_at <= now:
+        return f"{who} now"
+    return f"{who} in {ago(now, found.next_escalation_at)}"
+
+
+def _show(found: Incident, timeline: tuple[TimelineEntry, ...], now: datetime) -> None:
+    colour = _COLOURS[found.severity]
+    out.print(
+        f"[{colour}]{found.severity.name}[/] [bold]{escape(found.title)}[/]{f' ({found.code})' if found.code else ''}  [dim]{found.id}[/]"
+    )
+    out.print(escape(found.summary))
+    state = f"{found.state.value}, opened {ago(found.opened_at, now)} ago"
+    out.print(f"{state}{f', acknowledged by {escape(found.acked_by)}' if found.acked_by else ''}")
+    for line in found.evidence:
+        out.print(f"  [dim]·[/] {escape(line)}")
+    if found.first_step:
+        out.print(f"[bold]first step[/] {escape(found.first_step)}")
+    if following := _next(found, now):
+        out.print(f"[bold]next[/] {escape(following)}")
+    out.print()
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for _ in range(3):
+        table.add_column()
+    for entry in timeline:
+        table.add_row(f"[dim]{entry.at:%Y-%m-%d %H:%M:%S}Z[/]", escape(entry.kind), escape(entry.text))
+    out.print(table)
+
+
+def _as_json(found: Incident) -> dict[str, object]:
+    return {**asdict(found), "severity": found.severity.name, "state": found.state.value}
