@@ -1,0 +1,165 @@
+"""From a document to settings: every table validated, every reference between tables resolved.
+
+A broken part is noted and left out, and the rest is still looked at, so that one run shows all problems.
+"""
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from urllib.parse import urlsplit
+
+from alerts.email import EmailConfig
+from monitor.config.document import Document, names_in, nearest, no_such
+from monitor.config.instances import build_instances
+from monitor.config.lines import KeyPath
+from monitor.config.model import ChannelTable, DailyTable, MonitorTable, ServiceTable, StepTable
+from monitor.config.settings import Channel, DailyReport, Settings
+from monitor.config.validate import names_of, validate
+from monitor.config.values import Address
+from monitor.domain import EscalationStep, Severity
+from monitor.plugins import AnyCheck, AnyNotifier, Service
+
+TABLES = ("monitor", "services", "checks", "channels", "escalation", "reports")
+_LOCAL = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"}  # noqa: S104 - compared with, not bound to
+_STEP_HINT = '{name} = [{{after = "0s", who = "on-call", channels = ["NAME"]}}]'
+
+
+def build_settings(document: Document, checks: Mapping[str, AnyCheck], notifiers: Mapping[str, AnyNotifier]) -> Settings:
+    """Make settings of the whole file. Raises ``ConfigError`` with all problems."""
+    document.check_keys((), TABLES)
+    monitor = validate(document, MonitorTable, document.table(("monitor",)), ("monitor",))
+    services = _services(document)
+    channels = _channels(document, notifiers)
+    instances = build_instances(document, services, checks)
+    escalation = _escalation(document)
+    daily = _daily_report(document, channels)
+    if monitor:
+        _refuse_own_address(document, monitor.listen, services)
+    document.raise_problems()
+    assert monitor
+    return Settings(
+        source=document.sources.folder / document.path.name,
+        listen_host=monitor.listen.host,
+        listen_port=monitor.listen.port,
+        external_url=monitor.external_url or f"http://{_reachable(monitor.listen)}",
+        state_url=monitor.state.get_secret_value(),
+        timezone=monitor.timezone,
+        token=monitor.token,
+        services=MappingProxyType(services),
+        instances=instances,
+        channels=MappingProxyType(channels),
+        escalation=MappingProxyType(escalation),
+        daily_report=daily,
+        history_days=monitor.history,
+    )
+
+
+def build_state_url(document: Document) -> str:
+    """Only where the state lives, whatever else the file says. Raises ``ConfigError``."""
+    raw = document.table(("monitor",))
+    monitor = validate(document, MonitorTable, {"state": raw["state"]} if "state" in raw else {}, ("monitor",))
+    document.raise_problems()
+    assert monitor
+    return monitor.state.get_secret_value()
+
+
+def _services(document: Document) -> dict[str, Service]:
+    services: dict[str, Service] = {}
+    for name, at, raw in document.named_tables(("services",), required=True):
+        table = validate(document, ServiceTable, raw, at)
+        if table:
+            services[name] = Service(name=name, **dict(table))
+    return services
+
+
+def _channels(document: Document, notifiers: Mapping[str, AnyNotifier]) -> dict[str, Channel]:
+    channels: dict[str, Channel] = {}
+    for name, at, raw in document.named_tables(("channels",), required=True):
+        common = names_of(ChannelTable)
+        table = validate(document, ChannelTable, {key: raw[key] for key in common if key in raw}, at)
+        if not table:
+            continue
+        notifier = notifiers.get(table.notifier)
+        if not notifier:
+            document.add((*at, "notifier"), no_such("notifier", table.notifier), nearest(table.notifier, notifiers))
+            continue
+        own = {key: value for key, value in raw.items() if key not in common}
+        config = validate(document, notifier.config, own, at, also=common)
+        if config:
+            channels[name] = Channel(name=name, notifier=notifier, config=config)
+    return channels
+
+
+def _escalation(document: Document) -> dict[Severity, tuple[EscalationStep, ...]]:
+    at: KeyPath = ("escalation",)
+    raw = document.table(at, required=True)
+    document.check_keys(at, Severity.__members__)
+    chains: dict[Severity, tuple[EscalationStep, ...]] = {}
+    for severity in Severity if isinstance(document.data.get("escalation"), dict) else ():
+        place = (*at, severity.name)
+        hint = _STEP_HINT.format(name=severity.name)
+        match raw.get(severity.name):
+            case None:
+                document.add(place, "is required and missing: every severity must reach somebody", hint)
+            case []:
+                document.add(place, "must have at least one step: every severity must reach somebody", hint)
+            case list() as steps:
+                chains[severity] = tuple(_steps(document, place, steps))
+            case _:
+                document.add(place, "must be a list of steps", hint)
+    return chains
+
+
+def _steps(document: Document, at: KeyPath, steps: list[object]) -> Iterator[EscalationStep]:
+    before_s = -1.0
+    for index, raw in enumerate(steps):
+        place = (*at, index)
+        if not isinstance(raw, dict):
+            document.add(place, "must be a step", '{after = "0s", who = "on-call", channels = ["NAME"]}')
+            continue
+        step = validate(document, StepTable, raw, place)
+        if not step:
+            continue
+        for position, channel in enumerate(step.channels):
+            _check_channel(document, (*place, "channels", position), channel)
+        if step.after <= before_s:
+            document.add((*place, "after"), "must be later than the step before", "write the steps in ascending order")
+        before_s = max(before_s, step.after)
+        yield EscalationStep(after_s=step.after, who=step.who, channels=tuple(dict.fromkeys(step.channels)))
+
+
+def _daily_report(document: Document, channels: Mapping[str, Channel]) -> DailyReport | None:
+    document.check_keys(("reports",), ("daily",))
+    if "daily" not in document.table(("reports",)):
+        return None
+    at: KeyPath = ("reports", "daily")
+    raw = document.table(at)
+    table = validate(document, DailyTable, raw, at) if isinstance(document.table(("reports",))["daily"], dict) else None
+    if not table:
+        return None
+    place = (*at, "channel")
+    _check_channel(document, place, table.channel)
+    channel = channels.get(table.channel)
+    if channel and not isinstance(channel.config, EmailConfig):
+        mails = (name for name, known in channels.items() if isinstance(known.config, EmailConfig))
+        document.add(place, f'the channel "{channel.name}" cannot carry a report: only e-mail can', f"e-mail channels: {', '.join(mails)}")
+    return DailyReport(at=table.at, channel=table.channel)
+
+
+def _check_channel(document: Document, at: KeyPath, name: str) -> None:
+    known = names_in(document.data.get("channels"))
+    if name not in known:
+        document.add(at, no_such("channel", name), nearest(name, known))
+
+
+def _refuse_own_address(document: Document, listen: Address, services: Mapping[str, Service]) -> None:
+    """A service at the monitor's own address is a port written twice: one of the two could not start."""
+    for name, service in services.items():
+        parts = urlsplit(service.url or "")
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        here = parts.hostname == listen.host or {parts.hostname, listen.host} <= _LOCAL
+        if parts.hostname and port == listen.port and here:
+            document.add(("services", name, "url"), f"this is the monitor's own address, {listen}", "change it, or monitor.listen")
+
+
+def _reachable(listen: Address) -> Address:
+    return Address("localhost", listen.port) if listen.host in {"0.0.0.0", "::"} else listen  # noqa: S104 - compared with

@@ -1,0 +1,83 @@
+"""The tables of ``config.toml`` as pydantic models: names, types, defaults and what each key means.
+
+Only the edge: nothing behind :mod:`monitor.config` sees these. The documentation is generated from them.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
+
+from monitor.config.values import Address, Days, Dsn, Interval, Listen, State, TimeOfDay, Timezone, Url
+from monitor.plugins import Duration, LocalPath, Secret
+
+Count = Annotated[StrictInt, Field(ge=1, le=1000)]
+Text = Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class Table(BaseModel):
+    """Base of every table: frozen, unknown keys refused, values never echoed in errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, arbitrary_types_allowed=True, validate_default=True)
+
+
+class MonitorTable(Table):
+    listen: Listen = Field(default=Address("127.0.0.1", 8010), description="Address of the status page, the metrics and the API.")
+    external_url: Url | None = Field(
+        default=None, description="How people reach the monitor, for the links in notifications. Without it, `http://` and `listen`."
+    )
+    state: State = Field(
+        default="var/monitor.db",  # type: ignore[assignment]  # validated like a written value
+        description="Where the monitor keeps its own state: the path of an SQLite file, or a PostgreSQL URL as "
+        '`{env = "NAME"}` when several replicas share it.',
+    )
+    timezone: Timezone = Field(
+        default="UTC",  # type: ignore[assignment]  # validated like a written value
+        description="IANA name; the reports' times of day are in it.",
+    )
+    history: Days = Field(
+        default="14d",  # type: ignore[assignment]  # validated like a written value
+        description="How long results and closed incidents are kept, in whole days.",
+    )
+    token: Secret | None = Field(default=None, description="Bearer token for what changes something over HTTP.")
+
+
+class ServiceTable(Table):
+    url: Url | None = Field(default=None, description="Base URL, http or https.")
+    dsn: Dsn | None = Field(default=None, description="PostgreSQL, as the monitor's own role (`pg_monitor`).")
+    canary_dsn: Dsn | None = Field(default=None, description="PostgreSQL, as a plain role, for the canary login.")
+    fix_dsn: Dsn | None = Field(
+        default=None, description="PostgreSQL, as the role that may apply runbook plans. Without it nothing can be applied."
+    )
+    log: LocalPath | None = Field(default=None, description="The service's log file.")
+    error_log: LocalPath | None = Field(default=None, description="The service's error log file.")
+
+
+class CheckTable(Table):
+    check: Text | None = Field(default=None, description="Name of the check, when the table has another name.")
+    services: list[str] = Field(default=[], description="The services to look at; required.")
+    every: Interval = Field(default="30s", description="How often to look.")  # type: ignore[assignment]  # as written
+    timeout: Interval | None = Field(
+        default=None, description='Deadline of one run, shorter than `every`. Without it, "10s" or 80 % of `every`, the smaller.'
+    )
+    recheck: Interval | None = Field(
+        default=None, description='How soon to look again after a bad run, at most `every`. Without it, "2s" or `every`, the smaller.'
+    )
+    fail_after: Count = Field(default=2, description="Bad runs in a row before an alert fires.")
+    recover_after: Count = Field(default=2, description="Good runs in a row before it resolves.")
+    blind_after: Count = Field(default=3, description="Runs in a row that could not look before that itself is an alert.")
+    blind_severity: Literal["P1", "P2", "P3", "P4"] = Field(default="P2", description="Severity of that alert.")
+
+
+class ChannelTable(Table):
+    notifier: Text = Field(description="Name of the notifier.")
+
+
+class StepTable(Table):
+    after: Duration = Field(description="How long nobody has acknowledged; later in each step than in the one before.")
+    who: Text = Field(description="The role that is told, for people to read.")
+    channels: Annotated[list[str], Field(min_length=1)] = Field(description="The channels that reach them.")
+
+
+class DailyTable(Table):
+    at: TimeOfDay = Field(description="Time of day in the configured timezone.")
+    channel: Text = Field(description="The channel that the checklist is sent to.")
