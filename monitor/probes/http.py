@@ -13,6 +13,7 @@ import pycurl
 
 from monitor.clock import Clock
 from monitor.errors import CannotLook
+from monitor.plugins import one_line
 from monitor.probes.curl_thread import CurlThread, Transfer
 from monitor.probes_contract import HttpAnswer, HttpFailure, HttpPhases, HttpReason, HttpRequest
 
@@ -146,7 +147,7 @@ class _Exchange:
         return True
 
     def end(self, handle: pycurl.Curl, code: int, message: str) -> None:
-        phases = _phases(handle)
+        phases = _phases(handle, tls=self.request.url.startswith("https://"))
         if code == pycurl.E_OK:
             self._outcome = HttpAnswer(
                 status=int(handle.getinfo(pycurl.RESPONSE_CODE)),
@@ -251,23 +252,25 @@ def _header_lines(request: HttpRequest) -> list[bytes]:
     return lines
 
 
-def _phases(handle: pycurl.Curl) -> HttpPhases:
-    """libcurl's timers count from the start; a phase that did not happen has timer 0."""
+def _phases(handle: pycurl.Curl, *, tls: bool) -> HttpPhases:
+    """Cut the exchange at libcurl's timers, which count from its start. The phase in which it ended gets what is left."""
     getinfo = handle.getinfo
-    total = getinfo(pycurl.TOTAL_TIME)
-    dns = getinfo(pycurl.NAMELOOKUP_TIME)
-    connected = getinfo(pycurl.CONNECT_TIME)
-    secured = getinfo(pycurl.APPCONNECT_TIME)
-    ready = getinfo(pycurl.PRETRANSFER_TIME)
-    answered = getinfo(pycurl.STARTTRANSFER_TIME)
-    return HttpPhases(
-        dns_s=dns,
-        connect_s=max(0.0, connected - dns) if connected else 0.0,
-        tls_s=max(0.0, secured - connected) if secured else 0.0,
-        wait_s=max(0.0, answered - ready) if answered else 0.0,
-        transfer_s=max(0.0, total - answered) if answered else 0.0,
-        total_s=total,
+    total_s = getinfo(pycurl.TOTAL_TIME)
+    marks = (
+        getinfo(pycurl.NAMELOOKUP_TIME),
+        getinfo(pycurl.CONNECT_TIME),
+        getinfo(pycurl.APPCONNECT_TIME if tls else pycurl.CONNECT_TIME),
+        getinfo(pycurl.STARTTRANSFER_TIME),
+        total_s,
     )
+    spent: list[float] = []
+    before = 0.0
+    for mark in marks:
+        until = max(before, mark or total_s)  # a timer of a phase that did not end stands at 0
+        spent.append(until - before)
+        before = until
+    dns_s, connect_s, tls_s, wait_s, transfer_s = spent
+    return HttpPhases(dns_s, connect_s, tls_s, wait_s, transfer_s, total_s)
 
 
 def _parse_headers(lines: list[bytes]) -> tuple[tuple[str, str], ...]:
@@ -294,6 +297,7 @@ _REASONS = {
     pycurl.E_FTP_WEIRD_SERVER_REPLY: HttpReason.GARBAGE,  # libcurl's CURLE_WEIRD_SERVER_REPLY
     pycurl.E_UNSUPPORTED_PROTOCOL: HttpReason.GARBAGE,  # HTTP/0.9, that is, no status line
     pycurl.E_BAD_CONTENT_ENCODING: HttpReason.GARBAGE,
+    100: HttpReason.TOO_LARGE,  # CURLE_TOO_LARGE, which pycurl does not name: one header line beyond libcurl's own cap
     pycurl.E_SSL_CONNECT_ERROR: HttpReason.TLS,
     pycurl.E_SSL_CERTPROBLEM: HttpReason.TLS,
     pycurl.E_SSL_CIPHER: HttpReason.TLS,
@@ -305,8 +309,11 @@ _OURS = {
     pycurl.E_FAILED_INIT: "libcurl cannot start",
 }
 _OUR_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
-# OpenSSL's X509_V_ERR_* of openssl/x509_vfy.h
+# OpenSSL's X509_V_ERR_* of openssl/x509_vfy.h. libcurl compares the host name itself, before the chain, and then leaves 1 (0 in
+# older releases).
 _TLS_REASONS = {
+    0: HttpReason.TLS_WRONG_HOST,
+    1: HttpReason.TLS_WRONG_HOST,
     9: HttpReason.TLS_EXPIRED,  # not yet valid
     10: HttpReason.TLS_EXPIRED,
     18: HttpReason.TLS_UNTRUSTED,
@@ -331,9 +338,7 @@ def _reason(handle: pycurl.Curl, code: int, os_errno: int) -> HttpReason:
     if code == pycurl.E_COULDNT_CONNECT:
         return HttpReason.REFUSED if os_errno == errno.ECONNREFUSED else HttpReason.UNREACHABLE
     if code == pycurl.E_PEER_FAILED_VERIFICATION:
-        # libcurl compares the host name itself, after OpenSSL found nothing wrong with the chain (0)
-        verdict = int(handle.getinfo(pycurl.SSL_VERIFYRESULT))
-        return _TLS_REASONS.get(verdict, HttpReason.TLS if verdict else HttpReason.TLS_WRONG_HOST)
+        return _TLS_REASONS.get(int(handle.getinfo(pycurl.SSL_VERIFYRESULT)), HttpReason.TLS)
     if code == pycurl.E_RECV_ERROR:
         return HttpReason.RESET if os_errno else HttpReason.GARBAGE
     return _REASONS.get(code, HttpReason.OTHER)
@@ -344,4 +349,4 @@ def _words(code: int, message: str, os_errno: int, request: HttpRequest) -> str:
         message = f"no whole answer within {request.deadline_s:g} s ({message})"
     elif code == pycurl.E_COULDNT_CONNECT and os_errno:
         message = f"{os.strerror(os_errno)} ({message})"
-    return " ".join(message.split())
+    return one_line(message or f"libcurl code {code}")

@@ -72,14 +72,14 @@ class _Line:
         self.head = (piece + self.head)[: self._kept_bytes]
 
 
-def _matching_backwards(file: BinaryIO, needle: bytes) -> Iterator[bytes | None]:
+def _matching_backwards(file: BinaryIO, needle: bytes, *, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes | None]:
     """Lines with the needle, last first; None after each block, so that the reader may stop between two."""
     position = file.seek(0, os.SEEK_END)
     floor = max(0, position - LOOK_BACK_BYTES)
     line = _Line(needle)
     last = True
     while position > floor:
-        start = max(floor, position - BLOCK_BYTES)
+        start = max(floor, position - block_bytes)
         file.seek(start)
         block = file.read(position - start)
         position = start
