@@ -93,7 +93,7 @@ def _button(element: object, at: str) -> int:
 
 
 def _text(part: object, limit: int, at: str, kinds: Iterable[str] = ("plain_text", "mrkdwn")) -> int:
-    _require(isinstance(part, dict) and part.get("type") in kinds, "must be a text object", at)
+    _require(isinstance(part, dict) and part.get("type") in tuple(kinds), "must be a text object", at)
     assert isinstance(part, dict)
     text = part.get("text")
     _require(isinstance(text, str) and bool(text), "must be at least 1 character", f"{at}/text")
