@@ -335,6 +335,8 @@ def _failure(handle: pycurl.Curl, code: int, message: str, phases: HttpPhases, r
 
 
 def _reason(handle: pycurl.Curl, code: int, os_errno: int) -> HttpReason:
+    if code == pycurl.E_OPERATION_TIMEDOUT and not handle.getinfo(pycurl.NAMELOOKUP_TIME):
+        return HttpReason.DNS
     if code == pycurl.E_COULDNT_CONNECT:
         return HttpReason.REFUSED if os_errno == errno.ECONNREFUSED else HttpReason.UNREACHABLE
     if code == pycurl.E_PEER_FAILED_VERIFICATION:
