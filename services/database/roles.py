@@ -1,0 +1,68 @@
+"""The roles of the platform and of its monitor, each with no more than it needs.
+
+Tables may be made before or after the roles: both ``migrate`` and ``create_roles`` end by granting what is there.
+"""
+
+from collections.abc import Mapping
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+SERVICES = "analytics_user"
+READER = "monitor_ro"
+CANARY = "monitor_canary"
+FIXER = "monitor_fix"
+ROLES: dict[str, tuple[str, ...]] = {SERVICES: (), READER: ("pg_monitor",), CANARY: (), FIXER: ("pg_signal_backend",)}
+"""Each role with the predefined roles it is a member of. The canary may log in, and nothing else."""
+
+GRANTS: tuple[tuple[str, str], ...] = ((READER, "SELECT"), (FIXER, "SELECT, UPDATE"))
+"""What the monitor may do with ``processing_jobs``."""
+
+# What the connecting role made itself and may hand over.
+OWN_TABLES = """
+SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = 'public' AND c.relkind = 'r' AND pg_get_userbyid(c.relowner) = current_user
+  AND current_user <> %(owner)s AND pg_has_role(current_user, %(owner)s, 'MEMBER')
+"""
+
+
+def create_roles(admin_dsn: str, passwords: Mapping[str, str]) -> list[str]:
+    """Create the roles that ``passwords`` names, or give them these passwords anew; returns the names that were created.
+
+    ``admin_dsn`` is a superuser's, of the platform's own database. Raises ``ValueError`` for a name that is not in ``ROLES``.
+    """
+    unknown = sorted(set(passwords) - set(ROLES))
+    if unknown:
+        raise ValueError(f"no such role of the platform: {', '.join(unknown)}; expected some of {', '.join(ROLES)}")
+    with psycopg.connect(make_conninfo(admin_dsn, connect_timeout=5)) as connection:
+        present = _present(connection)
+        for role, password in passwords.items():
+            verb = "ALTER" if role in present else "CREATE"
+            # Hashed on this side, so that the password appears in no log of the server.
+            hashed = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
+            connection.execute(sql.SQL(verb + " ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), hashed))
+            for parent in ROLES[role]:
+                connection.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(parent), sql.Identifier(role)))
+        if SERVICES in passwords:
+            connection.execute(sql.SQL("GRANT USAGE, CREATE ON SCHEMA public TO {}").format(sql.Identifier(SERVICES)))
+        grant_tables(connection)
+        return [role for role in passwords if role not in present]
+
+
+def grant_tables(connection: psycopg.Connection) -> None:
+    """Give the platform's tables to the services' role, and the monitor its share; for the roles and tables that exist."""
+    present = _present(connection)
+    if SERVICES in present:
+        for (table,) in connection.execute(OWN_TABLES, {"owner": SERVICES}).fetchall():
+            connection.execute(sql.SQL("ALTER TABLE {} OWNER TO {}").format(sql.Identifier("public", table), sql.Identifier(SERVICES)))
+    if connection.execute("SELECT to_regclass('public.processing_jobs')").fetchone() == (None,):
+        return
+    for role, rights in GRANTS:
+        if role in present:
+            connection.execute(sql.SQL("GRANT " + rights + " ON public.processing_jobs TO {}").format(sql.Identifier(role)))
+
+
+def _present(connection: psycopg.Connection) -> set[str]:
+    rows = connection.execute("SELECT rolname FROM pg_roles WHERE rolname = ANY(%(roles)s)", {"roles": list(ROLES)}).fetchall()
+    return {role for (role,) in rows}
