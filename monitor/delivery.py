@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
+import psutil
 import structlog
 
 from monitor.clock import Clock
@@ -54,6 +55,7 @@ class Delivery:
 
     async def serve(self) -> None:
         """Run until cancelled; rows being sent then are given back at once, so that a restart sends them without waiting for the lease."""
+        await self._take_over()
         try:
             async with asyncio.TaskGroup() as sends:
                 while True:
@@ -65,6 +67,16 @@ class Delivery:
                         continue
         finally:
             self._release()
+
+    async def _take_over(self) -> None:
+        """Free at once what a process of this machine held when it died, instead of waiting for its lease to end."""
+        try:
+            for owner in await self._thread(self._store.outbox.owners):
+                host, pid, _ = owner.rsplit("/", 2)
+                if host == socket.gethostname() and not psutil.pid_exists(int(pid)):
+                    await self._thread(self._store.outbox.release, owner)
+        except StoreError as exc:
+            log.error("leases of dead processes cannot be looked up; they end by themselves", error=str(exc))
 
     async def _send_due(self, sends: asyncio.TaskGroup) -> float:
         """Start sending everything due that has room; returns the seconds until it is worth looking again."""

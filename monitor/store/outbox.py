@@ -96,6 +96,12 @@ class Outbox:
                 text = f"{notification.transition.value} could not be delivered to {notification.channel}: {reason}"
                 _note(connection, notification, now, "delivery-failed", text)
 
+    def owners(self) -> tuple[str, ...]:
+        """Everybody who holds a lease now."""
+        query = select(outbox.c.lease_owner).where(outbox.c.state == "pending", outbox.c.lease_owner.is_not(None)).distinct()
+        with self._database.read() as connection:
+            return tuple(connection.execute(query).scalars())
+
     def release(self, owner: str) -> None:
         """Give back everything leased by an owner that stops."""
         with self._database.write() as connection:

@@ -285,9 +285,7 @@ def test_a_fingerprint_does_not_depend_on_the_order_of_labels(own: dict[str, str
     assert fingerprint(pairs(own)) == fingerprint(tuple(reversed(pairs(own))))
 
 
-@pytest.mark.parametrize(
-    ("one", "other"), [({"a": "b"}, {"a": "c"}), ({"a": "bc"}, {"ab": "c"}), ({"a": "b"}, {"a": "b", "c": "d"})]
-)
+@pytest.mark.parametrize(("one", "other"), [({"a": "b"}, {"a": "c"}), ({"a": "bc"}, {"ab": "c"}), ({"a": "b"}, {"a": "b", "c": "d"})])
 def test_different_labels_differ(one: dict[str, str], other: dict[str, str]) -> None:
     assert fingerprint(pairs(one)) != fingerprint(pairs(other))
 

@@ -1,0 +1,119 @@
+"""When checks run: spread, drift-free, never overlapping, whatever the wall clock does."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monitor.clock import SystemClock
+from monitor.config.settings import CheckInstance
+from monitor.domain import Observed
+from monitor.plugins import CheckContext
+from monitor.scheduler import Scheduler, spread
+from tests.support.world import instance, until
+
+
+async def nothing(_: CheckContext) -> Observed:
+    return Observed()
+
+
+@asynccontextmanager
+async def serving(run: Callable[[CheckInstance], Awaitable[bool]], *instances: CheckInstance) -> AsyncIterator[Scheduler]:
+    scheduler = Scheduler(SystemClock(), run)
+    scheduler.replace(instances)
+    task = asyncio.create_task(scheduler.serve())
+    try:
+        yield scheduler
+    finally:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_runs_keep_to_the_grid_although_each_takes_time() -> None:
+    clock = SystemClock()
+    starts: list[float] = []
+
+    async def run(_: CheckInstance) -> bool:
+        starts.append(clock.monotonic())
+        await asyncio.sleep(0.03)
+        return False
+
+    async with serving(run, instance(nothing, every_s=0.05)):
+        await until(lambda: len(starts) >= 21)
+    elapsed = starts[20] - starts[0]
+    assert 0.95 <= elapsed <= 1.5  # 20 intervals; a loop that sleeps after each run would need 1.6 s
+
+
+async def test_a_slow_run_is_never_doubled_and_what_was_left_out_is_counted() -> None:
+    under_way, most = 0, 0
+    release = asyncio.Event()
+
+    async def run(_: CheckInstance) -> bool:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await release.wait()
+        under_way -= 1
+        return False
+
+    async with serving(run, instance(nothing, every_s=0.02)) as scheduler:
+        await until(lambda: scheduler.stats.skipped >= 3)
+        release.set()
+    assert most == 1
+
+
+async def test_a_failing_check_is_looked_at_again_soon() -> None:
+    starts: Counter[str] = Counter()
+
+    async def run(subject: CheckInstance) -> bool:
+        starts[subject.key] += 1
+        return starts[subject.key] == 1 and subject.name == "bad"
+
+    import dataclasses
+
+    quick = [dataclasses.replace(instance(nothing, name=name, every_s=60.0), recheck_s=0.05) for name in ("bad", "good")]
+    async with serving(run, *quick):
+        await until(lambda: starts["bad/auth"] == 2 and starts["good/auth"] == 1)
+
+
+async def test_replacing_keeps_the_unchanged_drops_the_gone_and_takes_the_new() -> None:
+    starts: Counter[str] = Counter()
+
+    async def run(subject: CheckInstance) -> bool:
+        starts[subject.key] += 1
+        return False
+
+    kept, gone, new = (instance(nothing, name=name, every_s=0.02) for name in ("kept", "gone", "new"))
+    async with serving(run, kept, gone) as scheduler:
+        await until(lambda: starts["gone/auth"] >= 2)
+        scheduler.replace((kept, new))
+        before = starts["gone/auth"]
+        await until(lambda: starts["new/auth"] >= 5)
+        assert starts["gone/auth"] <= before + 1
+        assert starts["kept/auth"] >= 5
+
+
+async def test_an_unexpected_error_ends_the_scheduler() -> None:
+    async def run(_: CheckInstance) -> bool:
+        raise RuntimeError("a bug")
+
+    scheduler = Scheduler(SystemClock(), run)
+    scheduler.replace((instance(nothing, every_s=0.01),))
+    with pytest.raises(ExceptionGroup):
+        await asyncio.wait_for(scheduler.serve(), 5)
+
+
+@given(st.text())
+def test_spread_is_a_share_of_the_interval_and_always_the_same(key: str) -> None:
+    assert 0 <= spread(key) < 1
+    assert spread(key) == spread(key)
+
+
+def test_many_instances_are_spread_evenly() -> None:
+    tenths = Counter(int(spread(f"http_health/service-{number}") * 10) for number in range(10_000))
+    assert min(tenths.values()) > 800
