@@ -1,0 +1,157 @@
+"""The reference of ``config.toml``, generated from the declarations: ``python -m monitor.config.docs > docs/configuration.md``.
+
+Owns wording and layout only; keys, kinds, defaults and meanings come from the models of the tables and of the plugins.
+"""
+
+import sys
+from collections.abc import Iterable, Iterator
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+import alerts
+import checks
+from monitor.config import values
+from monitor.config.model import ChannelTable, CheckTable, DailyTable, MonitorTable, ServiceTable, StepTable
+from monitor.plugins import AnyCheck, AnyNotifier, Duration, LocalPath, Secret
+
+_INTRODUCTION = """\
+# Configuration
+
+Generated from the declarations by `python -m monitor.config.docs > docs/configuration.md`; a test fails when it is stale.
+
+One TOML file, `config.toml` unless `--config FILE` or `MONITOR_CONFIG` names another, at most 1 MiB. `monitor config check` reads it
+and says everything that is wrong at once: file, line, key, what was expected, the nearest valid name. A running monitor reads it again
+on SIGHUP or `POST /-/reload`, and keeps what it has when the new file has a problem.
+
+How values are written:
+
+- A **duration** is text such as `"250ms"`, `"15s"`, `"5m"`, `"1h30m"`, `"14d"`, or a number of seconds.
+- A **secret** is `{env = "NAME"}`, an environment variable, or `{file = "path"}`, a file with nothing else in it, which nobody but its
+  owner and its group can read. White space around it is dropped. Text in its place is refused, and no message ever shows a secret.
+- A **path** is relative to the folder of the configuration file.
+- Names of services, checks and channels have 1 to 63 letters, digits, dots, dashes or underscores.
+
+Unknown tables and keys are errors. Every service, check, notifier and channel that is named must exist.
+"""
+_PLACES = (
+    ("[monitor]", MonitorTable, "The monitor itself. The table may be left out."),
+    ("[services.NAME]", ServiceTable, "One watched thing each. Checks say which of these keys they need."),
+)
+_CHECKS = """\
+One check on each of its services, under a name of your choice. The keys below, and the check's own. A check that is named
+as its table needs no `check`; the same check may stand in several tables."""
+_ESCALATION = """\
+Who is told of an incident that nobody acknowledges. `P1`, `P2`, `P3` and `P4` are all required, each a list of at least one step in
+ascending order of `after`: `P1 = [{after = "0s", who = "on-call", channels = ["oncall"]}, …]`. An incident keeps the steps that it
+began with."""
+_KINDS: dict[object, str] = {
+    marker.func: kind
+    for annotated, kind in (
+        (Secret, "secret"),
+        (Duration, "duration"),
+        (LocalPath, "path"),
+        (values.Days, "duration"),
+        (values.Url, "URL"),
+        (values.Listen, "host:port"),
+        (values.Timezone, "timezone"),
+        (values.TimeOfDay, "time of day"),
+        (values.State, "path, URL or secret"),
+    )
+    for marker in get_args(annotated)[1:]
+}
+_PLAIN: dict[object, str] = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    SecretStr: "text, kept secret",
+}
+
+
+def describe(all_checks: Iterable[AnyCheck], notifiers: Iterable[AnyNotifier]) -> str:
+    """The whole reference in Markdown, for these plugins."""
+    return "\n".join(_lines(all_checks, notifiers)).rstrip() + "\n"
+
+
+def _lines(all_checks: Iterable[AnyCheck], notifiers: Iterable[AnyNotifier]) -> Iterator[str]:
+    yield _INTRODUCTION
+    for title, model, text in _PLACES:
+        yield from _section(f"## `{title}`", text, model)
+    yield from _section("## `[checks.NAME]`", _CHECKS, CheckTable)
+    for check in all_checks:
+        needs = f" Needs of its services: {', '.join(f'`{need}`' for need in check.needs)}." if check.needs else ""
+        yield from _section(f"### Check `{check.name}`", _first_paragraph(check.help) + needs, check.config)
+    yield from _section("## `[channels.NAME]`", "One way to reach somebody each: the notifier, and the notifier's own keys.", ChannelTable)
+    for notifier in notifiers:
+        text = f"{_first_paragraph(notifier.help)} {_first_paragraph(notifier.config.__doc__ or '')}"
+        yield from _section(f"### Notifier `{notifier.name}`", text.strip(), notifier.config)
+    yield from _section("## `[escalation]`", _ESCALATION, StepTable)
+    yield from _section("## `[reports.daily]`", "The daily checklist. Without the table, none is sent.", DailyTable)
+
+
+def _section(title: str, text: str, model: type[BaseModel]) -> Iterator[str]:
+    yield f"{title}\n\n{text}\n"
+    if model.model_fields:
+        yield "| key | kind | default | meaning |\n|---|---|---|---|"
+        for name, field in model.model_fields.items():
+            cells = (f"`{field.alias or name}`", kind_of(field.annotation, field.metadata), _default(field), field.description or "")
+            yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        yield ""
+
+
+def kind_of(annotation: Any, metadata: Iterable[object] = ()) -> str:
+    """What is written for an annotation, in plain words."""
+    for marker in metadata:
+        kind = _KINDS.get(getattr(marker, "func", None))
+        if kind:
+            return kind
+    if get_origin(annotation) is Annotated:
+        inner, *rest = get_args(annotation)
+        return kind_of(inner, rest)
+    return _PLAIN.get(annotation) or _composed_kind(annotation, get_args(annotation))
+
+
+def _composed_kind(annotation: Any, arguments: tuple[Any, ...]) -> str:
+    origin = get_origin(annotation)
+    if origin in {Union, UnionType}:
+        return " or ".join(kind_of(argument) for argument in arguments if argument is not NoneType)
+    if origin is Literal:
+        return " or ".join(f'`"{argument}"`' for argument in arguments)
+    if origin in {list, tuple, set, frozenset}:
+        return f"list of {kind_of(arguments[0])}"
+    if origin is dict:
+        return f"table of {kind_of(arguments[1])}"
+    return str(getattr(annotation, "__name__", annotation))
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    default = field.get_default(call_default_factory=True, validated_data={})
+    if default is None or default is PydanticUndefined or default in ({}, [], (), ""):
+        return ""
+    if isinstance(default, int | float) and kind_of(field.annotation, field.metadata) == "duration":
+        return f'`"{show_duration(default)}"`'
+    if isinstance(default, list | tuple) and not isinstance(default, values.Address):
+        return f"`{list(default)}`"
+    return f"`{default:.12g}`" if isinstance(default, int | float) and not isinstance(default, bool) else f'`"{default}"`'
+
+
+def show_duration(seconds: float) -> str:
+    """A duration as it is written in the file: ``30m``, ``1.5s``."""
+    for unit, size_s in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= size_s and seconds % size_s == 0:
+            return f"{seconds / size_s:g}{unit}"
+    return f"{seconds:g}s" if seconds >= 1 else f"{seconds * 1000:g}ms"
+
+
+def _first_paragraph(text: str) -> str:
+    return " ".join(text.split("\n\n", maxsplit=1)[0].split())
+
+
+if __name__ == "__main__":
+    sys.stdout.write(describe(checks.BUILTINS, alerts.BUILTINS))
