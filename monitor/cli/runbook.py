@@ -83,7 +83,7 @@ def _register_looking(group: typer.Typer) -> None:
         if as_json:
             print_json(asdict(diagnosis))
         else:
-            out.print(render.render_diagnosis(diagnosis), markup=False, soft_wrap=True)
+            out.print(render.diagnosis(diagnosis), markup=False, soft_wrap=True)
         if diagnosis.blind:
             raise typer.Exit(EXIT_UNKNOWN)
 
@@ -134,7 +134,7 @@ def _register_changing(group: typer.Typer) -> None:
         except Refused as exc:
             say_error(f"refused: {exc}")
             raise typer.Exit(EXIT_WARNING) from exc
-        out.print(render.render_applied(applied), markup=False, soft_wrap=True)
+        out.print(render.applied(applied), markup=False, soft_wrap=True)
         if not applied.ok:
             raise typer.Exit(EXIT_WARNING)
 
@@ -239,9 +239,9 @@ def _params(operation: AnyOperation, given: list[str]) -> PluginConfig:
 
 
 def _show(made: Plan, tried: tuple[StepOutcome, ...], database: Service, source: Path) -> None:
-    out.print(render.render_plan(made), markup=False, soft_wrap=True)
+    out.print(render.plan(made), markup=False, soft_wrap=True)
     if tried:
-        out.print(render.render_outcomes(tried), markup=False, soft_wrap=True)
+        out.print(render.outcomes(tried), markup=False, soft_wrap=True)
     if made.steps and database.fix_dsn is None:
         out.print(f"No dry run, and nothing can be applied: services.{database.name}.fix_dsn is not configured.", soft_wrap=True)
     elif made.steps:

@@ -1,0 +1,84 @@
+"""The demo's configuration: the shipped ``config.toml``, pointed at the demo's own addresses and secrets."""
+
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from monitor.errors import UsageError
+from services.platform import Platform
+
+SHIPPED = Path(__file__).resolve().parents[2] / "config.toml"
+STUCK_AFTER = "20s"
+"""The demo's limit for a job without progress: nobody watches a demo for the runbook's 30 minutes."""
+STUCK_EVERY = "5s"
+_SECRETS = {
+    "PAGERDUTY_ONCALL_KEY": "PAGERDUTY_KEY_ONCALL",
+    "PAGERDUTY_TEAM_LEAD_KEY": "PAGERDUTY_KEY_LEAD",
+    "PAGERDUTY_MANAGER_KEY": "PAGERDUTY_KEY_MANAGER",
+    "SLACK_BOT_TOKEN": "SLACK_BOT_TOKEN",
+    "MONITOR_POSTGRES_DSN": "MONITOR_POSTGRES_DSN",
+    "MONITOR_POSTGRES_CANARY_DSN": "MONITOR_CANARY_DSN",
+    "MONITOR_POSTGRES_FIX_DSN": "MONITOR_FIX_DSN",
+}
+"""The shipped configuration's variables, and what the platform calls the same secret."""
+
+
+def write_configuration(platform: Platform, folder: Path, port: int) -> Path:
+    """Write ``config.toml`` and its secrets below ``folder``, with an empty state; returns the file. Raises ``UsageError``."""
+    if not SHIPPED.exists():
+        raise UsageError(f"{SHIPPED} is missing: the demo runs from a checkout of the project, with its config.toml")
+    config = tomllib.loads(SHIPPED.read_text())
+    shutil.rmtree(folder / "state", ignore_errors=True)
+    for private in (folder / "secrets", folder / "state"):
+        private.mkdir(parents=True, exist_ok=True)
+        private.chmod(0o700)
+    config["monitor"] |= {
+        "listen": f"127.0.0.1:{port}",
+        "external_url": f"http://127.0.0.1:{port}",
+        "state": str((folder / "state" / "monitor.db").resolve()),
+    }
+    _point_services(config, platform)
+    _point_channels(config, platform)
+    _keep_secrets_in_files(config, platform.environment, folder / "secrets")
+    config["checks"]["stuck_jobs"] |= {"older_than": STUCK_AFTER, "every": STUCK_EVERY, "timeout": "4s"}
+    path = folder / "config.toml"
+    path.write_text("# Written by `monitor demo` from the shipped config.toml.\n" + tomli_w.dumps(config))
+    return path
+
+
+def _point_services(config: dict[str, Any], platform: Platform) -> None:
+    if not platform.has_nginx:
+        del config["services"]["nginx"], config["checks"]["nginx_health"]
+    for name, service in config["services"].items():
+        if "url" in service:
+            service["url"] = platform.urls[name]
+        for kind in ("log", "error_log"):
+            if kind in service:
+                service[kind] = str(platform.log_dir / Path(service[kind]).name)
+
+
+def _point_channels(config: dict[str, Any], platform: Platform) -> None:
+    for channel in config["channels"].values():
+        if channel["notifier"] == "pagerduty":
+            channel |= {"base_url": platform.pagerduty_url, "ca_file": str(platform.ca_file)}
+        elif channel["notifier"] == "slack":
+            channel |= {"base_url": f"{platform.slack_url}/api/", "ca_file": str(platform.ca_file)}
+        else:
+            for login in ("username", "password"):
+                channel.pop(login, None)
+            channel |= {"host": "127.0.0.1", "port": platform.smtp_port, "security": "none"}
+
+
+def _keep_secrets_in_files(table: dict[str, Any], secrets: dict[str, str], folder: Path) -> None:
+    """Every ``{env = …}`` becomes a private file, so that commands in another terminal need no variables."""
+    for key, value in table.items():
+        if isinstance(value, dict) and set(value) == {"env"}:
+            path = folder / value["env"]
+            path.touch(mode=0o600)
+            path.write_text(secrets[_SECRETS[value["env"]]])
+            table[key] = {"file": str(path.resolve())}
+        elif isinstance(value, dict):
+            _keep_secrets_in_files(value, secrets, folder)
