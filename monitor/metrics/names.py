@@ -27,7 +27,7 @@ OUTBOX_OLDEST = Metric("monitor_outbox_oldest_seconds", "Age of the oldest notif
 OUTBOX_DEAD = Metric("monitor_outbox_dead", "Notifications given up on: somebody was not told.", ("channel",))
 NOTIFICATIONS = Metric(
     "monitor_notifications_total",
-    "Attempts to deliver a notification: sent, retry (will be tried again) or dead (given up).",
+    "Attempts to deliver a notification: sent, retried (it failed and will be tried again) or dead (given up).",
     ("channel", "outcome"),
     "counter",
 )
@@ -62,6 +62,6 @@ OWN = (
 )
 
 OUTCOMES = tuple(Outcome)
-NOTIFICATION_OUTCOMES = ("sent", "retry", "dead")
+NOTIFICATION_OUTCOMES = ("sent", "retried", "dead")
 UNRESOLVED = (IncidentState.OPEN, IncidentState.ACKED)
 SEVERITIES = tuple(severity.name for severity in Severity)
