@@ -30,25 +30,37 @@ async def probe() -> AsyncIterator[CurlProbe]:
 @asynccontextmanager
 async def serving(behaviour: Behaviour) -> AsyncIterator[str]:
     """A raw TCP server; what each connection gets after its request's head is up to ``behaviour``."""
-    tasks: set[asyncio.Task[None]] = set()
+    writers: list[asyncio.StreamWriter] = []
+    tasks: list[asyncio.Task[None]] = []
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task
-        tasks.add(task)
-        with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
             await reader.readuntil(b"\r\n\r\n")
             await behaviour(reader, writer)
-        writer.transport.abort() if writer.transport.is_closing() else writer.close()
+        writer.close()
+
+    def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        tasks.append(asyncio.create_task(talk(reader, writer)))
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
+        for _ in range(5):  # a connection accepted just now reaches serve() some turns of the loop later
+            await asyncio.sleep(0)
         server.close()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await abort(writers)
+
+
+async def abort(writers: list[asyncio.StreamWriter]) -> None:
+    for writer in writers:
+        writer.transport.abort()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 def sends(*pieces: bytes) -> Behaviour:

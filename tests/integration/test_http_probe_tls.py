@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -43,7 +43,10 @@ async def probe() -> AsyncIterator[CurlProbe]:
 async def serving(certificate: trustme.LeafCert | None) -> AsyncIterator[int]:
     """An HTTPS server with that certificate; without one, a server that never begins the handshake."""
 
+    writers: list[asyncio.StreamWriter] = []
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         if certificate is None:
             await reader.read()
         else:
@@ -58,6 +61,10 @@ async def serving(certificate: trustme.LeafCert | None) -> AsyncIterator[int]:
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
     async with server:
         yield server.sockets[0].getsockname()[1]
+    for writer in writers:
+        writer.transport.abort()
+        with suppress(OSError):
+            await writer.wait_closed()
 
 
 async def test_a_good_certificate_tells_its_days_and_the_handshake_its_time(probe: CurlProbe, authority: trustme.CA, ca_file: str) -> None:
