@@ -114,10 +114,10 @@ async def send_mail(
         raise DeliveryError(f"{where} refused the login: {_answer(exc.code, exc.message)}", retryable=_may_pass(exc.code)) from exc
     except aiosmtplib.SMTPResponseException as exc:
         raise DeliveryError(f"{where} answered {_answer(exc.code, exc.message)}", retryable=_may_pass(exc.code)) from exc
-    except aiosmtplib.SMTPNotSupported as exc:
-        raise DeliveryError(f"{where}: {clean(exc.message, 200)} (check security, username)", retryable=False) from exc
-    except (aiosmtplib.SMTPException, OSError) as exc:
+    except OSError as exc:  # aiosmtplib's connection errors are OSErrors too
         raise DeliveryError(f"{where} is not reachable: {clean(str(exc), 200) or type(exc).__name__}", retryable=True) from exc
+    except aiosmtplib.SMTPException as exc:  # what is left: the server lacks what the configuration asks for
+        raise DeliveryError(f"{where}: {clean(exc.message, 200)} (check security and username)", retryable=False) from exc
     if refused:
         raise _refusal(refused, len(cfg.to))
     return Receipt(reference=message_id, detail=pairs({"recipients": len(cfg.to)}))

@@ -5,7 +5,7 @@ Owns wording, caps and the cleaning of hostile text; how it looks (blocks, HTML,
 
 import unicodedata
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 from monitor.domain import Link, Notification, Severity, Transition
@@ -42,8 +42,10 @@ class Message:
     """``[P1] auth: Service not responding (INC-001)``: the same for every transition of one severity."""
     what: str
     where: str
-    since: str
-    """When it began, in UTC, and how long ago; for a resolved incident, how long it lasted."""
+    began: str
+    """When it began, in UTC."""
+    age: str
+    """``4 min ago``; for a resolved incident ``lasted 12 min``."""
     how_bad: str
     evidence: tuple[str, ...]
     first_step: str
@@ -51,6 +53,10 @@ class Message:
     sentence: str
     """Why this is sent now."""
     incident_id: str
+
+    @property
+    def since(self) -> str:
+        return f"{self.began} ({self.age})"
 
 
 def compose(notification: Notification, now: datetime) -> Message:
@@ -68,7 +74,8 @@ def compose(notification: Notification, now: datetime) -> Message:
         title=f"{head}{clean(incident.title, room) or 'incident'}{code}",
         what=clean(incident.summary, LINE_CHARS) or clean(incident.title, LINE_CHARS) or "no summary",
         where=where,
-        since=_since(incident.opened_at, (incident.resolved_at or now) if resolved else now, over=resolved),
+        began=f"{incident.opened_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC",
+        age=_age(incident.opened_at, (incident.resolved_at or now) if resolved else now, over=resolved),
         how_bad=f"{incident.severity.name}, {SEVERITY_WORDS[incident.severity]}",
         evidence=tuple(line for line in (clean(text, LINE_CHARS) for text in incident.evidence) if line)[:EVIDENCE_LINES],
         first_step=clean(incident.first_step, STEP_CHARS, lines=6),
@@ -134,9 +141,9 @@ def _harmless(char: str) -> bool:
     return char in _JOINERS or unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Cn", "Co"}
 
 
-def _since(opened_at: datetime, until: datetime, *, over: bool) -> str:
-    lasted = duration_words((until - opened_at).total_seconds())
-    return f"{opened_at:%Y-%m-%d %H:%M:%S} UTC ({f'lasted {lasted}' if over else f'{lasted} ago'})"
+def _age(opened_at: datetime, until: datetime, *, over: bool) -> str:
+    words = duration_words((until - opened_at).total_seconds())
+    return f"lasted {words}" if over else f"{words} ago"
 
 
 def _sentence(reason: str) -> str:

@@ -49,9 +49,9 @@ def build_card(message: Message) -> dict[str, Any]:
     }
 
 
-def thread_line(message: Message) -> str:
-    """One line for the card's thread: what just happened."""
-    return f"{STATUS_SIGNS[message.transition]} *{message.status}* · {_escaped(message.sentence, SECTION_CHARS - 100)}"
+def thread_line(message: Message, limit: int = SECTION_CHARS - 100) -> str:
+    """One line for the card and its thread: what just happened."""
+    return f"{STATUS_SIGNS[message.transition]} *{message.status}* · {_escaped(message.sentence, limit)}"
 
 
 def escape(text: str) -> str:
@@ -60,12 +60,11 @@ def escape(text: str) -> str:
 
 
 def _summary(message: Message) -> Block:
-    happened = f"{STATUS_SIGNS[message.transition]} *{message.status}* · {_escaped(message.sentence, 900)}"
-    return _section(f"{_escaped(message.what, 1900)}\n{happened}")
+    return _section(f"{_escaped(message.what, 1900)}\n{thread_line(message, 900)}")
 
 
 def _facts(message: Message) -> Block:
-    rows = (("Where", message.where), ("How bad", message.how_bad), ("Since", message.since))
+    rows = (("Where", message.where), ("How bad", message.how_bad), ("Since", message.began), ("How long", message.age))
     return {"type": "section", "fields": [_mrkdwn(f"*{name}*\n{_escaped(text, FIELD_CHARS - 40)}", FIELD_CHARS) for name, text in rows]}
 
 
