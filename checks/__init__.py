@@ -10,7 +10,7 @@ from checks.stuck_jobs import stuck_jobs
 from monitor.clock import Clock
 from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
 from monitor.errors import CannotLook
-from monitor.plugins import AnyCheck, Check, CheckContext, Duration, PluginConfig, Service, check, one_line
+from monitor.plugins import AnyCheck, Check, CheckContext, Duration, LocalPath, PluginConfig, Secret, Service, check, one_line
 from monitor.probes_contract import (
     HttpAnswer,
     HttpFailure,
@@ -41,6 +41,7 @@ __all__ = [
     "HttpProbe",
     "HttpReason",
     "HttpRequest",
+    "LocalPath",
     "Login",
     "LoginState",
     "Metric",
@@ -48,6 +49,7 @@ __all__ = [
     "PluginConfig",
     "Postgres",
     "Sample",
+    "Secret",
     "Service",
     "Severity",
     "check",

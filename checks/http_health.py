@@ -1,13 +1,14 @@
 """Does a service answer its health address, with the right status and body, in time, under a certificate that lasts?"""
 
 import json
+import re
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
-from monitor.plugins import CheckContext, Duration, PluginConfig, check, one_line
+from monitor.plugins import CheckContext, Duration, LocalPath, PluginConfig, Secret, check, one_line
 from monitor.probes_contract import HttpAnswer, HttpFailure, HttpPhases, HttpReason, HttpRequest
 
 UP = Metric("monitor_http_up", "1 when the service answered as expected, 0 when it did not.")
@@ -56,17 +57,20 @@ class Config(PluginConfig):
     slow_after: Duration = Field(2.0, gt=0, description="A whole exchange that takes longer is slow.")
     deadline: Duration = Field(5.0, gt=0, description="For the whole exchange, name resolution to last byte.")
     max_body_bytes: int = Field(1_048_576, ge=1, le=67_108_864, description="A larger decoded body is cut off and counts as down.")
-    headers: dict[str, SecretStr] = Field(default_factory=dict, description="Sent with the request; values are kept secret.")
-    ca_file: str | None = Field(None, description="CA bundle to trust instead of the machine's.")
+    headers: dict[str, str] = Field(default_factory=dict, description="Sent with the request.")
+    secret_headers: dict[str, Secret] = Field(
+        default_factory=dict, description='Sent too, never shown: Authorization = {env = "…"}, with the scheme in the value.'
+    )
+    ca_file: LocalPath | None = Field(None, description="CA bundle to trust instead of the machine's.")
     tls_warn_days: float = Field(14.0, ge=0, description="Find a certificate that expires sooner.")
 
-    @field_validator("headers")
+    @field_validator("headers", "secret_headers")
     @classmethod
-    def _sendable(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    def _sendable(cls, headers: dict[str, str | SecretStr]) -> dict[str, str | SecretStr]:
         for name, value in headers.items():
-            if not name.isascii() or not name.isprintable() or set(name) & set(" :") or not name:
-                raise ValueError("header names are printable ASCII without space or colon")
-            if not value.get_secret_value().isprintable():
+            if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+                raise ValueError("a header's name holds letters, digits and dashes only")
+            if not (value if isinstance(value, str) else value.get_secret_value()).isprintable():
                 raise ValueError(f"the value of header {name} holds control characters")
         return headers
 
@@ -94,7 +98,7 @@ async def http_health(ctx: CheckContext, cfg: Config) -> Observed:
         HttpRequest(
             url=url,
             method=cfg.method,
-            headers=tuple((name, value.get_secret_value()) for name, value in cfg.headers.items()),
+            headers=(*cfg.headers.items(), *((name, value.get_secret_value()) for name, value in cfg.secret_headers.items())),
             deadline_s=cfg.deadline,
             max_body_bytes=cfg.max_body_bytes,
             ca_file=cfg.ca_file,

@@ -1,0 +1,69 @@
+"""What counts and canary mean together: the whole table."""
+
+import pytest
+from pydantic import ValidationError
+
+from checks.pg_connections import DATABASE_LIMIT, DOWN, EXHAUSTED, HANDSHAKES, HIGH, ROLE_LIMIT, Config, Counts, judge
+from monitor.domain import FindingKind
+from monitor.probes_contract import Login, LoginState
+
+
+def counts(used: int, *, starting: int = 0) -> Counts:
+    """``used`` of 100 usable slots."""
+    states = (("active", 0), ("idle", used - starting), ("idle_in_transaction", 0), ("starting", starting), ("other", 0))
+    return Counts(103, 3, states, (("data-service", used),), ("role app 20/20",))
+
+
+def login(state: LoginState) -> Login:
+    return Login(state, 0.012, "FATAL: so\nit is" if state is not LoginState.OK else "")
+
+
+@pytest.mark.parametrize(
+    ("used", "state", "kind"),
+    [
+        (counts(10), LoginState.OK, None),
+        (counts(79), LoginState.OK, None),
+        (counts(80), LoginState.OK, HIGH),
+        (counts(94), LoginState.OK, HIGH),
+        (counts(95), LoginState.OK, EXHAUSTED),
+        (counts(103), LoginState.OK, EXHAUSTED),
+        (counts(100), LoginState.EXHAUSTED, EXHAUSTED),
+        (counts(5), LoginState.EXHAUSTED, HANDSHAKES),
+        (counts(100, starting=95), LoginState.EXHAUSTED, HANDSHAKES),
+        (counts(5), LoginState.HANDSHAKE_STUCK, HANDSHAKES),
+        (None, LoginState.HANDSHAKE_STUCK, HANDSHAKES),
+        (None, LoginState.EXHAUSTED, EXHAUSTED),
+        (None, LoginState.DOWN, DOWN),
+        (counts(5), LoginState.DOWN, DOWN),
+        (counts(5), LoginState.ROLE_LIMIT, ROLE_LIMIT),
+        (counts(5), LoginState.DATABASE_LIMIT, DATABASE_LIMIT),
+        (counts(96), LoginState.REJECTED, EXHAUSTED),
+        (counts(5), LoginState.REJECTED, None),
+        (counts(5), LoginState.UNCLASSIFIED, None),
+        (None, LoginState.OK, None),
+        (None, LoginState.UNCLASSIFIED, None),
+    ],
+)
+def test_meaning(used: Counts | None, state: LoginState, kind: FindingKind | None) -> None:
+    findings = judge(used, login(state), Config(), service="postgres")
+    assert [finding.kind for finding in findings] == ([kind] if kind else [])
+    for finding in findings:
+        facts = dict(finding.facts)
+        assert facts["canary login"].endswith("after 12 ms")
+        assert all(text.isprintable() for text in (finding.summary, *facts.values()))
+        assert "postgres" in finding.summary
+        if used:
+            assert f"{used.used} of 100 usable" in facts["used"]
+            assert facts["limits reached"] == "role app 20/20"
+
+
+def test_only_the_kind_of_limit_is_a_label() -> None:
+    (role,) = judge(None, login(LoginState.ROLE_LIMIT), Config(), service="postgres")
+    assert role.labels == (("limit", "role"),)
+    (down,) = judge(None, login(LoginState.DOWN), Config(), service="postgres")
+    assert down.labels == ()
+
+
+def test_thresholds_are_ordered() -> None:
+    with pytest.raises(ValidationError, match="below critical_percent"):
+        Config(warn_percent=95, critical_percent=95)
