@@ -122,7 +122,7 @@ async def _watch_page(drill: Drill, platform: Platform, store: Store, account: A
 
     with console.status("waiting for the monitor to see it"):
         incident = await _within(opened, OPENED_WITHIN_S)
-    account.note("detected: the incident is open", incident and incident.opened_at)
+    account.note("detected: the incident is open", incident.opened_at if incident else None)
     if incident is None:
         return None
     with console.status(f"waiting for the page at the {drill.told}"):
@@ -152,7 +152,7 @@ async def _watch_resolve(drill: Drill, platform: Platform, store: Store, inciden
 
     with console.status("waiting for the monitor to see health"):
         after = await _within(resolved, RESOLVED_WITHIN_S)
-    account.note("the checks see health: resolved", after and after.resolved_at)
+    account.note("the checks see health: resolved", after.resolved_at if after else None)
     if after is not None:
         with console.status(f"waiting for the resolve at the {drill.told}"):
             at = await _within(lambda: _arrived(drill, platform, incident, resolve=True), PAGED_WITHIN_S)
