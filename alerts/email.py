@@ -161,7 +161,7 @@ def stable_message_id(cfg: EmailConfig, *parts: str) -> str:
 
 def render_html(message: Message) -> str:
     """The incident's HTML, styles inlined; the dark-mode rules stay in the head for the readers that know them."""
-    html = _templates().get_template("incident.html").render(message=message, over=message.transition is Transition.RESOLVED)
+    html = _templates().get_template("incident.html").render(message=message)
     return inline_css(html)
 
 

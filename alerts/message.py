@@ -44,8 +44,8 @@ class Message:
     where: str
     began: str
     """When it began, in UTC."""
-    age: str
-    """``4 min ago``; for a resolved incident ``lasted 12 min``."""
+    lasted: str
+    """``12 min``: until now, or until it was over."""
     how_bad: str
     evidence: tuple[str, ...]
     first_step: str
@@ -55,8 +55,13 @@ class Message:
     incident_id: str
 
     @property
+    def over(self) -> bool:
+        return self.transition is Transition.RESOLVED
+
+    @property
     def since(self) -> str:
-        return f"{self.began} ({self.age})"
+        """When it began, and how long ago that is or how long it lasted."""
+        return f"{self.began} ({f'lasted {self.lasted}' if self.over else f'{self.lasted} ago'})"
 
 
 def compose(notification: Notification, now: datetime) -> Message:
@@ -75,7 +80,7 @@ def compose(notification: Notification, now: datetime) -> Message:
         what=clean(incident.summary, LINE_CHARS) or clean(incident.title, LINE_CHARS) or "no summary",
         where=where,
         began=f"{incident.opened_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC",
-        age=_age(incident.opened_at, (incident.resolved_at or now) if resolved else now, over=resolved),
+        lasted=duration_words((((incident.resolved_at if resolved else None) or now) - incident.opened_at).total_seconds()),
         how_bad=f"{incident.severity.name}, {SEVERITY_WORDS[incident.severity]}",
         evidence=tuple(line for line in (clean(text, LINE_CHARS) for text in incident.evidence) if line)[:EVIDENCE_LINES],
         first_step=clean(incident.first_step, STEP_CHARS, lines=6),
@@ -87,7 +92,7 @@ def compose(notification: Notification, now: datetime) -> Message:
 
 def as_line(message: Message) -> str:
     """One line for a log, a notification's preview or a page's summary."""
-    return f"{message.title}: {message.what}" if message.transition is not Transition.RESOLVED else f"Resolved: {message.title}"
+    return f"{message.title}: {message.what}" if not message.over else f"Resolved: {message.title}"
 
 
 def as_text(message: Message) -> str:
@@ -96,7 +101,7 @@ def as_text(message: Message) -> str:
     parts = [message.title, f"{message.status}. {message.sentence}", "\n".join(f"{name + ':':9}{text}" for name, text in rows)]
     if message.evidence:
         parts.append("\n".join(["Evidence:", *(f"  - {line}" for line in message.evidence)]))
-    if message.first_step and message.transition is not Transition.RESOLVED:
+    if message.first_step and not message.over:
         parts.append("\n".join(["First step:", *(f"  {line}" for line in message.first_step.splitlines())]))
     if message.links:
         parts.append("\n".join(f"{link.title}: {link.url}" for link in message.links))
@@ -139,11 +144,6 @@ def _clean_line(text: str) -> str:
 
 def _harmless(char: str) -> bool:
     return char in _JOINERS or unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Cn", "Co"}
-
-
-def _age(opened_at: datetime, until: datetime, *, over: bool) -> str:
-    words = duration_words((until - opened_at).total_seconds())
-    return f"lasted {words}" if over else f"{words} ago"
 
 
 def _sentence(reason: str) -> str:

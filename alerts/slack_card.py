@@ -31,13 +31,12 @@ Block = dict[str, Any]
 
 def build_card(message: Message) -> dict[str, Any]:
     """``text`` (for previews and screen readers), ``blocks`` (the header) and one coloured ``attachments`` entry with the rest."""
-    over = message.transition is Transition.RESOLVED
-    sign = STATUS_SIGNS[Transition.RESOLVED] if over else SIGNS[message.severity]
+    sign = STATUS_SIGNS[Transition.RESOLVED] if message.over else SIGNS[message.severity]
     header = {"type": "header", "text": _plain(f"{sign} {message.title}", HEADER_CHARS)}
     body = [_summary(message), _facts(message)]
     if message.evidence:
         body.append(_section(f"*Evidence*\n{_code(chr(10).join(message.evidence), SECTION_CHARS - 40)}"))
-    if message.first_step and not over:
+    if message.first_step and not message.over:
         body.append(_section(f"*First step*\n{_code(message.first_step, SECTION_CHARS - 40)}"))
     if message.links:
         body.append(_buttons(message))
@@ -45,7 +44,7 @@ def build_card(message: Message) -> dict[str, Any]:
     return {
         "text": _escaped(as_line(message), FALLBACK_CHARS),
         "blocks": [header],
-        "attachments": [{"color": RESOLVED_COLOUR if over else COLOURS[message.severity], "blocks": body}],
+        "attachments": [{"color": RESOLVED_COLOUR if message.over else COLOURS[message.severity], "blocks": body}],
     }
 
 
@@ -64,7 +63,12 @@ def _summary(message: Message) -> Block:
 
 
 def _facts(message: Message) -> Block:
-    rows = (("Where", message.where), ("How bad", message.how_bad), ("Since", message.began), ("How long", message.age))
+    rows = (
+        ("Where", message.where),
+        ("How bad", message.how_bad),
+        ("Since", message.began),
+        ("How long", f"{message.lasted}{'' if message.over else ' so far'}"),
+    )
     return {"type": "section", "fields": [_mrkdwn(f"*{name}*\n{_escaped(text, FIELD_CHARS - 40)}", FIELD_CHARS) for name, text in rows]}
 
 

@@ -157,7 +157,7 @@ async def serve(app: ASGIApp, authority: Authority) -> AsyncIterator[Fake]:
 
 async def until(condition: Callable[[], bool], deadline_s: float = 10.0) -> None:
     async with asyncio.timeout(deadline_s):
-        while not condition():  # noqa: ASYNC110 - a server offers a flag, not an event
+        while not condition():
             await asyncio.sleep(0.005)
 
 
