@@ -58,11 +58,16 @@ def _watched(document: Document, at: KeyPath, table: CheckTable, check: AnyCheck
             document.add(place, no_such("service", name), nearest(name, written))
         elif name in table.services[:index]:
             document.add(place, f'the service "{name}" is named twice')
-        elif lacking := [field for field in check.needs if field not in names_in(document.data["services"][name])]:
+        elif lacking := _lacking(check, document.data["services"][name]):
             lacks = " and ".join(lacking)
             document.add(place, f'the service "{name}" has no {lacks}, which {check.name} needs', f"add {lacks} to [services.{name}]")
         else:
             yield name
+
+
+def _lacking(check: AnyCheck, service: object) -> list[str]:
+    """What the check needs and the service does not say; of a broken service nothing is known."""
+    return [field for field in check.needs if field not in service] if isinstance(service, dict) else []
 
 
 def _check_times(document: Document, at: KeyPath, table: CheckTable) -> None:
