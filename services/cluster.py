@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -78,6 +78,7 @@ class Cluster:
     """One PostgreSQL server process. ``start()`` returns when it answers; ``stop()`` is immediate and idempotent.
 
     Superuser ``postgres``, trust authentication on 127.0.0.1 unless ``password_auth`` is set (then scram for every other role).
+    ``on_spawn`` is told the server's process id before it is ready, for whoever must end it if this process dies.
     """
 
     def __init__(
@@ -88,11 +89,13 @@ class Cluster:
         bin_dir: Path | None = None,
         settings: Mapping[str, str] | None = None,
         password_auth: bool = False,
+        on_spawn: Callable[[int], None] | None = None,
     ) -> None:
         self.data = data.resolve()
         self.port = port or free_port()
         self.settings = {"fsync": "off", "max_connections": "60", **(settings or {})}
         self._password_auth = password_auth
+        self._on_spawn = on_spawn
         self._user = _unprivileged()
         chosen = bin_dir or embedded_bin()
         self._bin = chosen if self._user is None else _reachable(chosen, self._user)
@@ -127,6 +130,8 @@ class Cluster:
                 cwd="/",
                 start_new_session=True,
             )
+        if self._on_spawn is not None:
+            self._on_spawn(self._process.pid)
         self._wait_until_ready()
         return self
 

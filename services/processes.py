@@ -12,10 +12,12 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 POLL_S = 0.03
 GRACE_S = 3.0
 LOG_TAIL_BYTES = 1500
+T = TypeVar("T")
 
 
 class ProcessError(Exception):
@@ -150,6 +152,16 @@ class Child:
         if self._process is not None and self._process.poll() is not None:
             self._guard.forget(self._process.pid)
             self._process = None
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Run blocking ``work`` and wait for its end even when cancelled: nothing half started may be left behind."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 def stop_all(children: Iterable[Child]) -> None:

@@ -1,6 +1,6 @@
 """``python -m services.externals --config FILE``: every external in one process, until SIGTERM or SIGINT.
 
-Writes ``ready.json`` into the state directory when all of them listen; a bad configuration or a taken port is one clear line.
+Writes ``ready.json`` into the state directory once all of them listen; a bad configuration or a taken port is one clear line.
 """
 
 import argparse
