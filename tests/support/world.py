@@ -102,3 +102,10 @@ async def until(condition: Callable[[], object], *, within_s: float = 10.0) -> N
     async with asyncio.timeout(within_s):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+async def until_async(look: Callable[[], Awaitable[object]], *, within_s: float = 20.0) -> None:
+    """Wait until an asynchronous look sees something. Fails the test when it does not in time."""
+    async with asyncio.timeout(within_s):
+        while not await look():
+            await asyncio.sleep(0.05)

@@ -1,0 +1,99 @@
+"""The real monitor as a child process, with a small configuration: one HTTP target, one pager."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx2
+import tomli_w
+
+PAGER_KEY = "0123456789abcdef0123456789abcdef"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def write_config(folder: Path, *, target: str, pager_url: str, ca_file: str, port: int, **more: object) -> Path:
+    """A configuration that looks at ``target`` every second and pages at the first failure. ``more`` replaces whole tables."""
+    key = folder / "pager.key"
+    key.touch(mode=0o600)
+    key.write_text(PAGER_KEY)
+    chain = [{"after": "0s", "who": "on-call", "channels": ["oncall"]}]
+    check = {"services": ["web"], "every": "1s", "timeout": "900ms", "deadline": "500ms", "slow_after": "400ms"}
+    config: dict[str, object] = {
+        "monitor": {"listen": f"127.0.0.1:{port}", "external_url": f"http://127.0.0.1:{port}", "state": "state/monitor.db"},
+        "services": {"web": {"url": target}},
+        "checks": {"http_health": {**check, "fail_after": 1, "recover_after": 1, "blind_after": 3, "recheck": "200ms"}},
+        "channels": {"oncall": {"notifier": "pagerduty", "routing_key": {"file": "pager.key"}, "base_url": pager_url, "ca_file": ca_file}},
+        "escalation": {f"P{number}": chain for number in range(1, 5)},
+        **more,
+    }
+    path = folder / "config.toml"
+    path.write_text(tomli_w.dumps(config))
+    return path
+
+
+@asynccontextmanager
+async def child(
+    folder: Path, *arguments: str, module: str = "monitor", env: dict[str, str] | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """``python -m MODULE …`` with its output in ``folder/monitor.log``; stopped at the end, if it still runs."""
+    with (folder / "monitor.log").open("ab") as log:
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", module, *arguments, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(process.wait(), 15)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+
+
+async def ready(port: int, process: asyncio.subprocess.Process, folder: Path) -> None:
+    """Wait until the monitor says that it is ready; its log is the message when it does not."""
+    async with httpx2.AsyncClient(trust_env=False, timeout=2) as http:
+        for _ in range(300):
+            assert process.returncode is None, (folder / "monitor.log").read_text()
+            with contextlib.suppress(httpx2.HTTPError):
+                if (await http.get(f"http://127.0.0.1:{port}/-/ready")).status_code == 200:
+                    return
+            await asyncio.sleep(0.05)
+    raise AssertionError((folder / "monitor.log").read_text())
+
+
+class Target:
+    """A small HTTP service on a fixed port that can be up or down."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._server: asyncio.Server | None = None
+
+    async def up(self) -> None:
+        self._server = await asyncio.start_server(self._answer, "127.0.0.1", self.port)
+
+    async def down(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+            self._server = None
+
+    @staticmethod
+    async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
