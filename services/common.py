@@ -129,7 +129,7 @@ def build_app(name: str, router: APIRouter, settings: Settings, *, works: tuple[
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             stack.enter_context(open_logs(name, settings.log_dir, ingestion=name == "data-service"))
-            service = await _open_service(name, settings, stack)
+            service = await open_service(name, settings, stack)
             app.state.service = service
             service.log.info("started", extra={"version": VERSION, "pid": os.getpid()})
             await stack.enter_async_context(_working(service, works))
@@ -152,7 +152,8 @@ def build_app(name: str, router: APIRouter, settings: Settings, *, works: tuple[
     return app
 
 
-async def _open_service(name: str, settings: Settings, stack: AsyncExitStack) -> Service:
+async def open_service(name: str, settings: Settings, stack: AsyncExitStack) -> Service:
+    """What a service works with; ``stack`` closes it."""
     pool = await stack.enter_async_context(_pool(settings.dsn(name), settings))
     read_pool = pool
     if settings.postgres_read_host:

@@ -16,16 +16,15 @@ import structlog
 
 FILE_MAX_BYTES = 10 * 1024 * 1024
 FILES_KEPT = 5
-LOGGERS = ("services", "uvicorn.error", "psycopg.pool")
-"""The pool's own logger says why the database gives no connection ("too many clients already")."""
+POOL = "psycopg.pool"
+LOGGERS = {"services": logging.INFO, "uvicorn.error": logging.INFO, POOL: logging.WARNING}
 
 
 class ServiceLog(RotatingFileHandler):
     """A rotating file that follows its path: it never goes on writing into a file that was moved or deleted."""
 
-    def __init__(self, path: Path, level: int = logging.INFO) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__(path, maxBytes=FILE_MAX_BYTES, backupCount=FILES_KEPT, encoding="utf-8")
-        self.setLevel(level)
         self.setFormatter(json_formatter())
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -47,6 +46,11 @@ def _moved_away(stream: TextIO, path: str) -> bool:
     return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
 
 
+def _is_error(record: logging.LogRecord) -> bool:
+    """The pool only warns, but it alone says why the database gives no connection ("too many clients already")."""
+    return record.levelno >= logging.ERROR or record.name == POOL
+
+
 def json_formatter() -> logging.Formatter:
     """One JSON object a line: timestamp, level, logger, event, and whatever the call gave as ``extra``."""
     return structlog.stdlib.ProcessorFormatter(
@@ -59,9 +63,15 @@ def json_formatter() -> logging.Formatter:
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
+            _without_colours,
             structlog.processors.JSONRenderer(),
         ],
     )
+
+
+def _without_colours(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    event.pop("color_message", None)  # uvicorn's own, for terminals
+    return event
 
 
 @contextmanager
@@ -70,7 +80,8 @@ def open_logs(service: str, folder: Path, *, ingestion: bool = False) -> Iterato
     files: list[tuple[str, logging.Handler]] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        whole, errors = ServiceLog(folder / f"{service}.log"), ServiceLog(folder / f"{service}-error.log", logging.ERROR)
+        whole, errors = ServiceLog(folder / f"{service}.log"), ServiceLog(folder / f"{service}-error.log")
+        errors.addFilter(_is_error)
         files += [(name, handler) for name in LOGGERS for handler in (whole, errors)]
         if ingestion:
             files.append(("services.ingestion", ServiceLog(folder / "data-ingestion-service.log")))
@@ -79,7 +90,7 @@ def open_logs(service: str, folder: Path, *, ingestion: bool = False) -> Iterato
         print(f"{service}: no log files in {folder}: {exc.strerror}", file=sys.stderr)
     for name, handler in files:
         logging.getLogger(name).addHandler(handler)
-        logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(name).setLevel(LOGGERS.get(name, logging.INFO))
     try:
         yield
     finally:
