@@ -174,10 +174,10 @@ def _look(given: DailyInput, watched: Watched, code: str) -> tuple[LineState, st
     if age_s > STALE_AFTER_INTERVALS * watched.every_s:
         return (
             LineState.BLIND,
-            f"could not look: the last result is {duration(age_s)} old, and it should come every {duration(watched.every_s)}",
+            f"the last result is {duration(age_s)} old, and it should come every {duration(watched.every_s)}",
         )
     if result.outcome is Outcome.BLIND:
-        return LineState.BLIND, f"could not look: {one_line(result.error or 'no reason given')}"
+        return LineState.BLIND, one_line(result.error or "no reason given")
     findings = result.observed.findings
     failing = [one_line(finding.summary) for finding in findings if finding.kind.incident == code]
     others = [one_line(finding.summary) for finding in findings if finding.kind.incident != code]

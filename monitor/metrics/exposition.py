@@ -92,7 +92,7 @@ class Exposition:
     def seed_channels(self, channels: Iterable[str]) -> None:
         """Show zero for what has not happened yet on these channels, so that a dashboard can tell "none" from "no data"."""
         for channel in channels:
-            for metric in (names.OUTBOX_PENDING, names.OUTBOX_DEAD, names.NOTIFICATION_DURATION):
+            for metric in (names.OUTBOX_PENDING, names.OUTBOX_DEAD):
                 self.add(metric, 0, channel=channel)
             for outcome in names.NOTIFICATION_OUTCOMES:
                 self.add(names.NOTIFICATIONS, 0, channel=channel, outcome=outcome)

@@ -31,7 +31,6 @@ NOTIFICATIONS = Metric(
     ("channel", "outcome"),
     "counter",
 )
-NOTIFICATION_DURATION = Metric("monitor_notification_duration_seconds_total", "Time spent in attempts to deliver.", ("channel",), "counter")
 LOOP_LAG = Metric("monitor_loop_lag_seconds", "How late the event loop ran its last timer.")
 SCHEDULER_LATE = Metric("monitor_scheduler_late_seconds", "How late the latest due check was started.")
 SCHEDULER_SKIPPED = Metric("monitor_scheduler_skipped_total", "Runs left out because the run before was still going.", (), "counter")
@@ -53,7 +52,6 @@ OWN = (
     OUTBOX_OLDEST,
     OUTBOX_DEAD,
     NOTIFICATIONS,
-    NOTIFICATION_DURATION,
     LOOP_LAG,
     SCHEDULER_LATE,
     SCHEDULER_SKIPPED,
