@@ -338,11 +338,13 @@ async def test_a_cancelled_probe_leaves_the_wire(probe: CurlProbe) -> None:
     arrived = asyncio.Event()
     async with serving(watch) as url:
         task = asyncio.create_task(probe.fetch(HttpRequest(url, deadline_s=60)))
-        await asyncio.wait_for(arrived.wait(), 5)
+        async with asyncio.timeout(5):
+            await arrived.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.wait_for(left.wait(), 5)
+        async with asyncio.timeout(5):
+            await left.wait()
 
 
 async def test_waiting_in_our_own_queue_is_not_the_targets_fault() -> None:
@@ -427,7 +429,7 @@ async def test_a_dead_thread_is_told_to_those_who_wait_and_to_the_next() -> None
         another = asyncio.create_task(probe.fetch(HttpRequest(url, deadline_s=60)))
         for task in (waiting, another):
             with pytest.raises(CannotLook, match="probe thread died"):
-                await asyncio.wait_for(task, 5)
+                await task
         with pytest.raises(CannotLook, match="restart the monitor"):
             await probe.fetch(HttpRequest(url))
     await probe.close()

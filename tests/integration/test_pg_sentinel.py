@@ -2,13 +2,10 @@
 
 import asyncio
 import os
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -20,8 +17,7 @@ from monitor.errors import CannotLook
 from monitor.probes.postgres import PgSentinel
 from monitor.probes_contract import LoginState
 from services.cluster import Cluster, free_port
-
-PASSWORD = "correct-horse-7"
+from tests.support.postgres import PASSWORD, leaked, small_cluster
 
 
 @asynccontextmanager
@@ -40,14 +36,8 @@ async def backend_pid(sentinel: PgSentinel) -> int:
 
 @pytest.fixture
 def own_cluster(pg_cluster: Cluster) -> Iterator[Cluster]:
-    """A small server of one's own, of the version at hand, to be stopped and filled; passwords for all but postgres."""
-    folder = Path(tempfile.mkdtemp(prefix="monitor-pg-"))
-    folder.chmod(0o755)
-    try:
-        with Cluster(folder / "data", bin_dir=pg_cluster._bin, settings={"max_connections": "20"}, password_auth=True) as cluster:
-            yield cluster
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with small_cluster(pg_cluster) as cluster:
+        yield cluster
 
 
 async def test_statements_return_rows_by_name(database: str) -> None:
@@ -258,19 +248,15 @@ async def test_when_all_slots_are_gone_the_held_connection_still_works_and_the_c
     app = own_cluster.dsn(user="app", password=PASSWORD)
     async with watching(app) as held, watching(app) as late:
         await held.fetch("SELECT 1 AS a")
-        leaked = _fill(app)
-        try:
+        with leaked(app):
             assert (await held.fetch("SELECT count(*) AS n FROM pg_stat_activity"))[0]["n"] > 10
             login = await held.login()
             assert login.state is LoginState.EXHAUSTED, login
             with pytest.raises(CannotLook, match="no connection slot is left"):
                 await late.fetch("SELECT 1 AS a")
             assert (await late.login()).state is LoginState.EXHAUSTED
-            leaked += _fill(own_cluster.dsn())  # the superuser's reserve too: other words of the server
-            assert (await late.login()).state is LoginState.EXHAUSTED
-        finally:
-            for connection in leaked:
-                connection.close()
+            with leaked(own_cluster.dsn()):  # the superuser's reserve too: other words of the server
+                assert (await late.login()).state is LoginState.EXHAUSTED
         await _until_login(late, LoginState.OK)
 
 
@@ -293,17 +279,6 @@ async def test_the_canary_goes_in_by_its_own_dsn(own_cluster: Cluster) -> None:
     async with watching(own_cluster.dsn(), wrong) as sentinel:
         assert await sentinel.fetch("SELECT 1 AS a") == [{"a": 1}]
         assert (await sentinel.login()).state is LoginState.REJECTED
-
-
-def _fill(dsn: str) -> list["psycopg.Connection[tuple[object, ...]]"]:
-    """Leak connections until the server refuses one."""
-    leaked = []
-    while len(leaked) < 100:
-        try:
-            leaked.append(psycopg.connect(dsn))
-        except psycopg.OperationalError:
-            return leaked
-    raise AssertionError("the server took 100 connections")
 
 
 async def _until_login(sentinel: PgSentinel, state: LoginState) -> None:
