@@ -88,7 +88,7 @@ class App:
                 async with asyncio.TaskGroup() as group:
                     loops = (self._scheduler, self._engine, self._delivery, self._reports)
                     tasks = [group.create_task(part.serve(), name=type(part).__name__) for part in loops]
-                    tasks.append(group.create_task(self._pulse(), name="pulse"))
+                    tasks += [group.create_task(self._pulse(), name="pulse"), group.create_task(self._refresh_gauges(), name="gauges")]
                     http = group.create_task(server.serve(sockets=[self._socket]), name="http")
                     await self._stop.wait()
                     server.should_exit = True
@@ -139,18 +139,23 @@ class App:
         self._scheduler.replace(settings.instances)
 
     async def _pulse(self) -> None:
-        """Once a second: how late the loop is, and how the outbox, the incidents, the scheduler and the store stand."""
+        """Once a second: how late the loop is. Waits for nothing else, so that nothing else can look like a late loop."""
         while True:
             before = self._clock.monotonic()
             await asyncio.sleep(PULSE_S)
             self._last_pulse = self._clock.monotonic()
-            show = self._exposition
-            show.set(names.LOOP_LAG, max(0.0, self._last_pulse - before - PULSE_S))
+            self._exposition.set(names.LOOP_LAG, max(0.0, self._last_pulse - before - PULSE_S))
+
+    async def _refresh_gauges(self) -> None:
+        """Once a second: how the scheduler, the store, the incidents and the outbox stand."""
+        show = self._exposition
+        while True:
             show.set(names.SCHEDULER_LATE, self._scheduler.stats.late_s)
             show.set(names.SCHEDULER_SKIPPED, self._scheduler.stats.skipped)
             show.set(names.STORE_UP, 0 if self._engine.store_error else 1)
             with contextlib.suppress(StoreError):  # said by the engine, and shown by STORE_UP
                 await self._views.refresh_gauges(show)
+            await asyncio.sleep(PULSE_S)
 
     def _unready(self) -> tuple[str, ...]:
         reasons = []

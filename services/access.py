@@ -31,7 +31,7 @@ class Access:
     sftp_password: str = field(default_factory=_password, repr=False)
     slack_token: str = field(default_factory=lambda: f"xoxb-{_password()}", repr=False)
     pagerduty_keys: dict[str, str] = field(
-        default_factory=lambda: {role: _password() for role in ("ONCALL", "LEAD", "MANAGER")}, repr=False
+        default_factory=lambda: {role: _password() for role in ("ONCALL", "TEAM_LEAD", "MANAGER")}, repr=False
     )
 
     def dsn(self, admin_dsn: str, role: str, **more: str) -> str:
@@ -42,10 +42,10 @@ class Access:
         """The variables that a monitor's configuration asks for."""
         return {
             "MONITOR_POSTGRES_DSN": self.dsn(admin_dsn, "monitor_ro"),
-            "MONITOR_CANARY_DSN": self.dsn(admin_dsn, "monitor_canary"),
-            "MONITOR_FIX_DSN": self.dsn(admin_dsn, "monitor_fix"),
+            "MONITOR_POSTGRES_CANARY_DSN": self.dsn(admin_dsn, "monitor_canary"),
+            "MONITOR_POSTGRES_FIX_DSN": self.dsn(admin_dsn, "monitor_fix"),
             "SLACK_BOT_TOKEN": self.slack_token,
-            **{f"PAGERDUTY_KEY_{role}": key for role, key in self.pagerduty_keys.items()},
+            **{f"PAGERDUTY_{role}_KEY": key for role, key in self.pagerduty_keys.items()},
         }
 
     def for_services(self, admin_dsn: str, ports: Ports, *, known_hosts: Path, log_dir: Path) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 import sys
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from monitor.cli import checks, configuration, dashboards, incidents, notify, reports, runbook, running
 from monitor.cli.opening import EXIT_UNKNOWN, say_error
@@ -31,14 +31,16 @@ def main() -> None:
     """Entry point: every error is one clear message and an exit code, never a traceback."""
     try:
         code = app(standalone_mode=False)
-    except click.exceptions.Abort:
+    except typer.Abort:
         say_error("stopped")
         code = EXIT_UNKNOWN
-    except click.ClickException as exc:
-        exc.show(sys.stderr)
+    except TyperException as exc:
+        exc.show(sys.stderr)  # type: ignore[attr-defined] # every usage error of typer has it
         code = EXIT_UNKNOWN
     except MonitorError as exc:
         say_error(str(exc))
+        code = EXIT_UNKNOWN
+    except KeyboardInterrupt:
         code = EXIT_UNKNOWN
     except BrokenPipeError:  # the reader of a pipe went away
         sys.stderr.close()

@@ -11,7 +11,8 @@ from typing import Annotated, TypeVar
 import psycopg
 import typer
 from pydantic import ValidationError
-from rich.table import Table
+from rich.markup import escape
+from rich.padding import Padding
 
 from monitor.cli.opening import (
     DEFAULT_CONFIG,
@@ -57,13 +58,11 @@ def _register_looking(group: typer.Typer) -> None:
     def list_(config: ConfigOption = DEFAULT_CONFIG) -> None:
         """List incidents, their first steps, and the operations that may fix them."""
         _, registry = open_settings(config)
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for column in ("code", "incident", "first step", "operations"):
-            table.add_column(column)
         for code, entry in sorted(registry.runbook.items()):
-            operations = ", ".join(operation.name for operation in entry.operations)
-            table.add_row(code, entry.guide.title, entry.guide.first_step, operations)
-        out.print(table)
+            out.print(f"[bold]{escape(code)}[/] {escape(entry.guide.title)}")
+            out.print(Padding(escape(entry.guide.first_step), (0, 0, 0, 4)))
+            for operation in entry.operations:
+                out.print(f"    [green]{escape(operation.name)}[/]  monitor runbook plan {escape(operation.name)}", soft_wrap=True)
 
     @group.command("diagnose")
     def diagnose(

@@ -14,16 +14,6 @@ SHIPPED = Path(__file__).resolve().parents[2] / "config.toml"
 STUCK_AFTER = "20s"
 """The demo's limit for a job without progress: nobody watches a demo for the runbook's 30 minutes."""
 STUCK_EVERY = "5s"
-_SECRETS = {
-    "PAGERDUTY_ONCALL_KEY": "PAGERDUTY_KEY_ONCALL",
-    "PAGERDUTY_TEAM_LEAD_KEY": "PAGERDUTY_KEY_LEAD",
-    "PAGERDUTY_MANAGER_KEY": "PAGERDUTY_KEY_MANAGER",
-    "SLACK_BOT_TOKEN": "SLACK_BOT_TOKEN",
-    "MONITOR_POSTGRES_DSN": "MONITOR_POSTGRES_DSN",
-    "MONITOR_POSTGRES_CANARY_DSN": "MONITOR_CANARY_DSN",
-    "MONITOR_POSTGRES_FIX_DSN": "MONITOR_FIX_DSN",
-}
-"""The shipped configuration's variables, and what the platform calls the same secret."""
 
 
 def write_configuration(platform: Platform, folder: Path, port: int) -> Path:
@@ -78,7 +68,7 @@ def _keep_secrets_in_files(table: dict[str, Any], secrets: dict[str, str], folde
         if isinstance(value, dict) and set(value) == {"env"}:
             path = folder / value["env"]
             path.touch(mode=0o600)
-            path.write_text(secrets[_SECRETS[value["env"]]])
+            path.write_text(secrets[value["env"]])
             table[key] = {"file": str(path.resolve())}
         elif isinstance(value, dict):
             _keep_secrets_in_files(value, secrets, folder)

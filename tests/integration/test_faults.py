@@ -77,7 +77,7 @@ async def test_service_hang_accepts_and_never_answers(platform: Platform) -> Non
 
 
 async def test_connections_exhausted_refuses_everybody_and_takes_what_is_freed(platform: Platform) -> None:
-    canary = platform.environment["MONITOR_CANARY_DSN"]
+    canary = platform.environment["MONITOR_POSTGRES_CANARY_DSN"]
 
     async def refused() -> bool:
         try:
@@ -127,7 +127,7 @@ async def test_a_stuck_job_that_the_runbook_cancels_stays_cancelled(platform: Pl
     async with provoked(platform, "stuck-job"):
         cancelled = platform.stuck_job
         assert cancelled is not None
-        async with await psycopg.AsyncConnection.connect(platform.environment["MONITOR_FIX_DSN"]) as connection:
+        async with await psycopg.AsyncConnection.connect(platform.environment["MONITOR_POSTGRES_FIX_DSN"]) as connection:
             sql = "UPDATE processing_jobs SET status = 'failed', error_message = 'cancelled', completed_at = now() WHERE job_id = %(id)s"
             await connection.execute(sql, {"id": cancelled})
         # The worker is free again: the next job is taken up, and hangs in its turn.

@@ -57,7 +57,7 @@ async def test_starts_serves_and_leaves_nothing_behind(tmp_path: Path) -> None:
         headers = await platform.log_in()
         available = await platform.http.get(f"{platform.urls['data']}/api/v1/availability", headers=headers)
         assert available.status_code == 200, available.text
-        for name in ("MONITOR_POSTGRES_DSN", "MONITOR_CANARY_DSN", "MONITOR_FIX_DSN"):
+        for name in ("MONITOR_POSTGRES_DSN", "MONITOR_POSTGRES_CANARY_DSN", "MONITOR_POSTGRES_FIX_DSN"):
             with psycopg.connect(platform.environment[name]) as connection:
                 assert connection.execute("SELECT current_database()").fetchone() == ("google_analytics_db",)
         state = platform.root / "platform.json"
