@@ -177,7 +177,7 @@ def _look(given: DailyInput, watched: Watched, code: str) -> tuple[LineState, st
             f"the last result is {duration(age_s)} old, and it should come every {duration(watched.every_s)}",
         )
     if result.outcome is Outcome.BLIND:
-        return LineState.BLIND, one_line(result.error or "no reason given")
+        return LineState.BLIND, one_line(result.error or "") or "no reason given"
     findings = result.observed.findings
     failing = [one_line(finding.summary) for finding in findings if finding.kind.incident == code]
     others = [one_line(finding.summary) for finding in findings if finding.kind.incident != code]

@@ -24,6 +24,7 @@ CONTENT_SECURITY_POLICY = (
 
 STALE_AFTER_INTERVALS = 3
 RECENT_SHOWN = 30
+SLOW_DELIVERY_S = 60.0
 COMPACT_ABOVE = 12
 """With more services than this, the healthy ones take one line each."""
 
@@ -171,6 +172,12 @@ class _Verdict:
     title: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Delivery:
+    mark: Mark
+    text: str
+
+
 _WORST_FIRST = tuple(Mark)
 
 
@@ -193,18 +200,19 @@ def _context(given: PageInput) -> dict[str, object]:
 def _card(service: ServiceView, given: PageInput) -> _Card:
     rows = tuple(_row(check, given.now) for check in service.checks)
     mark = min((row.mark for row in rows), key=_WORST_FIRST.index, default=Mark.WAITING)
-    link = service.url if service.url and service.url.startswith(("http://", "https://")) else ""
+    url = service.url or ""
+    link = url if url.startswith(("http://", "https://")) and "@" not in url else ""  # never a script, never credentials
     return _Card(service, mark, rows, link, compact=len(given.services) > COMPACT_ABOVE and mark is Mark.OK)
 
 
 def _row(check: CheckView, now: datetime) -> _Row:
     mark = _mark(check, now)
     text = {
-        Mark.FOUND: check.headline or "something was found",
-        Mark.BLIND: check.error or "could not look, no reason given",
+        Mark.FOUND: one_line(check.headline) or "something was found",
+        Mark.BLIND: one_line(check.error or "") or "could not look, no reason given",
         Mark.STALE: f"no result for {duration(_age_s(check, now))}; it should come every {duration(check.every_s)}",
         Mark.WAITING: "no result yet",
-        Mark.OK: check.headline,
+        Mark.OK: one_line(check.headline),
     }[mark]
     recent = check.recent[-RECENT_SHOWN:]
     first = RECENT_SHOWN - len(recent)
@@ -213,7 +221,7 @@ def _row(check: CheckView, now: datetime) -> _Row:
     return _Row(
         check,
         mark,
-        one_line(text),
+        text,
         tuple(_Tick((first + n) * 5, outcome) for n, outcome in enumerate(recent)),
         f"Last {count(len(recent), 'run')}: {told}",
     )
@@ -233,25 +241,32 @@ def _age_s(check: CheckView, now: datetime) -> float:
 
 
 def _verdict(cards: list[_Card], given: PageInput) -> _Verdict:
-    """The one sentence at the top. Green needs every check seen lately and well, and nothing open."""
-    by_mark = {mark: [card for card in cards if card.mark is mark] for mark in Mark}
-    failing, unseen = by_mark[Mark.FOUND], by_mark[Mark.BLIND] + by_mark[Mark.STALE]
-    well = f"{len(by_mark[Mark.OK])} of {count(len(cards), 'service')} well"
+    """The one sentence at the top. Green needs every check seen lately and well, nothing open, and everybody told."""
+    watched = [card for card in cards if card.rows]
+    by_mark = {mark: [card.service.name for card in watched if card.mark is mark] for mark in Mark}
+    failing, unseen, waiting = by_mark[Mark.FOUND], by_mark[Mark.BLIND] + by_mark[Mark.STALE], by_mark[Mark.WAITING]
+    well = f"{len(by_mark[Mark.OK])} of {count(len(watched), 'service')} well"
     if given.incidents:
         return _incident_verdict(given.incidents, well)
     if failing:
-        names = listed([card.service.name for card in failing], 3)
+        names = listed(failing, 3)
         return _Verdict(Mark.FOUND, f"{names} failing", f"no incident yet: the next runs decide · {well}", f"Failing: {names}")
     if unseen:
-        names = listed([card.service.name for card in unseen], 3)
+        names = listed(unseen, 3)
         return _Verdict(Mark.BLIND, f"Cannot see {names}", f"what cannot be seen may be broken · {well}", f"Blind: {names}")
-    if not cards:
-        return _Verdict(Mark.WAITING, "Nothing is watched", "the configuration names no services", "Nothing is watched")
-    if by_mark[Mark.WAITING]:
-        waiting = len(by_mark[Mark.WAITING])
+    return _calm_verdict(watched, len(waiting), well, _delivery(given))
+
+
+def _calm_verdict(watched: list[_Card], waiting: int, well: str, delivery: _Delivery) -> _Verdict:
+    """The sentence while nothing is known to be wrong with any service."""
+    if not watched:
+        return _Verdict(Mark.WAITING, "Nothing is watched", "the configuration has no check", "Nothing is watched")
+    if waiting:
         return _Verdict(Mark.WAITING, "Looking for the first time", f"{count(waiting, 'service')} not seen yet · {well}", "Starting")
-    everything = "The one service is well" if len(cards) == 1 else f"All {len(cards)} services are well"
-    return _Verdict(Mark.OK, everything, f"{count(sum(len(card.rows) for card in cards), 'check')}, every one seen lately", "All well")
+    if delivery.mark is not Mark.OK:
+        return _Verdict(delivery.mark, "The services are well, delivery is not", delivery.text, "Delivery is in trouble")
+    everything = "The one service is well" if len(watched) == 1 else f"All {len(watched)} services are well"
+    return _Verdict(Mark.OK, everything, f"{count(sum(len(card.rows) for card in watched), 'check')}, every one seen lately", "All well")
 
 
 def _incident_verdict(incidents: tuple[Incident, ...], well: str) -> _Verdict:
@@ -263,17 +278,16 @@ def _incident_verdict(incidents: tuple[Incident, ...], well: str) -> _Verdict:
     return _Verdict(_incident_mark(worst), subject, f"{worst.severity.name}, {state}{more} · {well}", f"{worst.severity.name} {subject}")
 
 
-def _delivery(given: PageInput) -> dict[str, object]:
+def _delivery(given: PageInput) -> _Delivery:
     delivery = given.delivery
     if not given.store_ok:
-        return {"mark": Mark.FOUND, "text": "The state store cannot be written: what is decided now may not be remembered."}
+        return _Delivery(Mark.FOUND, "The state store cannot be written: what is decided now may not be remembered.")
     if delivery.dead:
-        return {"mark": Mark.FOUND, "text": f"{count(delivery.dead, 'notification')} given up on: somebody was not told."}
+        return _Delivery(Mark.FOUND, f"{count(delivery.dead, 'notification')} given up on: somebody was not told.")
     if delivery.pending:
-        slow = delivery.oldest_s >= 60
         text = f"{count(delivery.pending, 'notification')} on the way, the oldest for {duration(delivery.oldest_s)}."
-        return {"mark": Mark.BLIND if slow else Mark.OK, "text": text}
-    return {"mark": Mark.OK, "text": "Everybody who had to be told was told."}
+        return _Delivery(Mark.BLIND if delivery.oldest_s >= SLOW_DELIVERY_S else Mark.OK, text)
+    return _Delivery(Mark.OK, "Everybody who had to be told was told.")
 
 
 def _incident_mark(incident: Incident) -> Mark:

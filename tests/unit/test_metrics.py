@@ -2,13 +2,16 @@
 
 import subprocess
 from datetime import UTC, datetime
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from checks import BUILTINS
 from monitor.domain import CheckResult, Metric, Observed, Outcome, Sample
 from monitor.metrics import Exposition, names
+from monitor.metrics.docs import reference
 from tests.conftest import tool
 
 AT = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)
@@ -201,3 +204,19 @@ def test_promtool_finds_nothing_to_complain_about() -> None:
         assert f"# TYPE {metric.name} " in exposition.render().decode()
     told = subprocess.run([tool("promtool"), "check", "metrics"], input=exposition.render(), capture_output=True, timeout=30, check=False)
     assert (told.returncode, told.stdout + told.stderr) == (0, b"")
+
+
+def test_the_reference_is_not_stale() -> None:
+    written = Path(__file__).parents[2] / "docs" / "metrics.md"
+    assert written.read_text() == reference(), "run: python -m monitor.metrics.docs > docs/metrics.md"
+
+
+def test_every_declared_metric_keeps_the_conventions() -> None:
+    declared = [*names.OWN, *names.PER_CHECK, *(metric for check in BUILTINS for metric in check.metrics)]
+    assert len({metric.name for metric in declared}) == len(declared)
+    for metric in declared:
+        assert metric.name.startswith("monitor_")
+        assert metric.name.endswith("_total") == (metric.kind == "counter"), metric.name
+        assert metric.help.endswith("."), metric.name
+        assert not set(metric.labels) & {"id", "url", "message", "instance", "job"}, metric.name
+        assert f"`{metric.name}`" in reference()
