@@ -62,7 +62,8 @@ class Delivery:
                     self._wake.clear()
                     wait_s = await self._send_due(sends)
                     try:
-                        await asyncio.wait_for(self._wake.wait(), wait_s)
+                        async with asyncio.timeout(wait_s):  # not wait_for: on Python 3.11 it can swallow a cancellation
+                            await self._wake.wait()
                     except TimeoutError:
                         continue
         finally:

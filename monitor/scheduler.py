@@ -80,7 +80,8 @@ class Scheduler:
                 wait_s = self._start_due(runs)
                 self._changed.clear()
                 try:
-                    await asyncio.wait_for(self._changed.wait(), wait_s)
+                    async with asyncio.timeout(wait_s):  # not wait_for: on Python 3.11 it can swallow a cancellation
+                        await self._changed.wait()
                 except TimeoutError:
                     continue
 

@@ -16,8 +16,14 @@ FIXER = "monitor_fix"
 ROLES: dict[str, tuple[str, ...]] = {SERVICES: (), READER: ("pg_monitor",), CANARY: (), FIXER: ("pg_signal_backend",)}
 """Each role with the predefined roles it is a member of. The canary may log in, and nothing else."""
 
-GRANTS: tuple[tuple[str, str], ...] = ((READER, "SELECT"), (FIXER, "SELECT, UPDATE"))
-"""What the monitor may do with ``processing_jobs``."""
+GRANTS: tuple[tuple[str, str, str], ...] = (
+    (READER, "SELECT", "processing_jobs"),
+    (FIXER, "SELECT, UPDATE", "processing_jobs"),
+    (READER, "SELECT (event_timestamp)", "purchase"),
+    (READER, "SELECT (event_timestamp)", "add_to_cart"),
+    (READER, "SELECT (event_timestamp)", "page_view"),
+)
+"""What the monitor may do: look after jobs, and see when the newest rows arrived, but not what is in them."""
 
 # What the connecting role made itself and may hand over.
 OWN_TABLES = """
@@ -58,9 +64,9 @@ def grant_tables(connection: psycopg.Connection) -> None:
             connection.execute(sql.SQL("ALTER TABLE {} OWNER TO {}").format(sql.Identifier("public", table), sql.Identifier(SERVICES)))
     if connection.execute("SELECT to_regclass('public.processing_jobs')").fetchone() == (None,):
         return
-    for role, rights in GRANTS:
+    for role, rights, table in GRANTS:
         if role in present:
-            connection.execute(sql.SQL("GRANT " + rights + " ON public.processing_jobs TO {}").format(sql.Identifier(role)))
+            connection.execute(sql.SQL("GRANT " + rights + " ON {} TO {}").format(sql.Identifier("public", table), sql.Identifier(role)))
 
 
 def _present(connection: psycopg.Connection) -> set[str]:
