@@ -58,7 +58,7 @@ def _show(figures: list[Figure], *, pairs: int, quick: bool, out: Path) -> None:
     for heading in ("bench", "unit", "monitor", "peer", "ratio", "beside"):
         table.add_column(heading, justify="right" if heading in {"monitor", "peer", "ratio"} else "left", overflow="fold")
     for figure in figures:
-        ratio = "–" if figure.ratio is None else f"{figure.ratio:.2f}×"
+        ratio = "–" if figure.ratio is None else f"{figure.ratio:.3f}×"
         table.add_row(figure.name, figure.unit, _cell(figure.ours), _cell(figure.peer), ratio, figure.peer_name)
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(table, highlight=False)

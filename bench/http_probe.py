@@ -43,7 +43,7 @@ class _Contender:
 
 
 def run(plan: Plan) -> list[Figure]:
-    count = 300 if plan.quick else 8_000
+    count = 300 if plan.quick else 12_000
     with ExitStack() as stack:
         target = stack.enter_context(Worker("bench.target"))
         url = f"http://127.0.0.1:{target.ready['port']}"
@@ -78,7 +78,7 @@ def _start_blackbox(stack: ExitStack, program: str, folder: Path, url: str) -> _
     settings = folder / "blackbox.yml"
     settings.write_text(json.dumps(MODULE))  # JSON is YAML
     port = free_port()
-    command = [program, f"--config.file={settings}", f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"]
+    command = [program, f"--config.file={settings}", f"--web.listen-address=127.0.0.1:{port}"]
     server = stack.enter_context(Program(command, url=f"http://127.0.0.1:{port}/-/healthy", log=folder / "blackbox.log"))
     path = "/probe?" + urlencode({"module": "http_2xx", "target": url})
     return _Contender("blackbox", server.cpu_s, stack.enter_context(Worker("bench.driver", port, path)))

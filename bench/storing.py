@@ -4,6 +4,7 @@ import asyncio
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,8 @@ def decide_many(store: Store, count: int, now: datetime) -> tuple[int, datetime]
         for run, expected in enumerate(STATES):
             now += timedelta(seconds=15)
             seen = result(cycle % 200, bad=run < 2, now=now)
-            moment = now
-            decided = store.incidents.decide(
-                seen.instance,
-                groups_of(seen),
-                lambda known, seen=seen, moment=moment: decide(known, seen, POLICY, moment),
-                moment,
-            )
+            judge = partial(decide, result=seen, policy=POLICY, now=now)
+            decided = store.incidents.decide(seen.instance, groups_of(seen), judge, now)
             if [alert.state for alert in decided.alerts] != [expected]:
                 raise RuntimeError(f"decided {decided.alerts} where {expected} was due")
     return cycles * len(STATES), now

@@ -1,0 +1,76 @@
+"""The bench runs and says what it promises; times are never asserted."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.http_probe import BLACKBOX
+from bench.measure import Cell, Figure, Side, cost, speed
+
+KEYS = {"name", "unit", "ours", "peer", "ratio"}
+
+
+def run_bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "bench", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False, cwd=Path(__file__).parents[2])
+
+
+def test_quick_run_prints_the_table_and_writes_the_figures(tmp_path: Path) -> None:
+    out = tmp_path / "build" / "bench.json"
+    done = run_bench("--quick", "--pairs", "1", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    figures = {figure["name"]: figure for figure in json.loads(out.read_text())}
+    assert list(figures) == ["http_probe", "state_store", "state_store_decisions", "exposition"]
+    for name, figure in figures.items():
+        assert set(figure) == KEYS
+        assert figure["ours"] > 0
+        assert name in done.stdout
+        assert figure["unit"] in done.stdout
+    assert figures["state_store"]["peer"] is None
+    assert figures["state_store"]["ratio"] is None
+    assert figures["exposition"]["peer"] > 0
+    assert (figures["http_probe"]["peer"] is not None) is any(map(shutil.which, BLACKBOX))
+    assert "http_probe: pair 1 of 1, monitor" in done.stderr
+    assert "make bench ARGS=" in done.stdout
+    assert "cores" in done.stdout
+
+
+def test_only_runs_what_was_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    done = run_bench("--quick", "--pairs", "1", "--only", "exposition", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert [figure["name"] for figure in json.loads(out.read_text())] == ["exposition"]
+
+
+def test_an_unknown_bench_is_named_with_what_there_is(tmp_path: Path) -> None:
+    done = run_bench("--only", "nothing", "--out", str(tmp_path / "bench.json"))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "'nothing'" in done.stderr
+    assert "http_probe" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("cells", "median", "why_not"),
+    [
+        ([Cell(1.0, 1000), Cell(1.1, 1000), Cell(1.2, 1000)], 1.1, ""),
+        ([Cell(1.0, 1000), Cell(1.1, 1000), Cell(1.4, 1000)], None, "spread 36%"),
+        ([Cell(0.5, 1000), Cell(1.1, 1000), Cell(1.1, 1000)], None, "a cell took only 0.50 CPU-s"),
+    ],
+)
+def test_a_median_is_given_only_where_the_rules_allow(cells: list[Cell], median: float | None, why_not: str) -> None:
+    side = cost(cells, per=1000, quick=False)
+    assert side.why_not == why_not
+    assert side.median == (median if median is None else pytest.approx(median))
+
+
+def test_a_ratio_needs_two_results() -> None:
+    ours = speed([Cell(2.0, 100)], quick=False)
+    assert ours.median == 50
+    assert Figure("x", "u", ours, Side((100.0,)), "peer").ratio == 0.5
+    assert Figure("x", "u", ours, Side((100.0,), "spread 30%"), "peer").ratio is None
+    assert Figure("x", "u", ours, None, "no peer").as_json() == {"name": "x", "unit": "u", "ours": 50.0, "peer": None, "ratio": None}
