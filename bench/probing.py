@@ -26,6 +26,7 @@ from monitor.engine import Engine
 from monitor.logs import configure_logging
 from monitor.metrics.exposition import Exposition
 from monitor.probes.outside import Outside
+from monitor.process import tune_process
 from monitor.runner import Runner
 from monitor.store import Store, StoreThread
 
@@ -137,4 +138,5 @@ if __name__ == "__main__":
     parser.add_argument("url")
     parser.add_argument("--profile", type=Path)
     asked = parser.parse_args()
+    tune_process()
     uvloop.run(main(asked.folder, asked.url, asked.profile))

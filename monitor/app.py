@@ -21,6 +21,7 @@ from monitor.metrics import names
 from monitor.metrics.exposition import Exposition
 from monitor.plugins import CheckContext
 from monitor.probes.outside import Outside
+from monitor.process import tune_process
 from monitor.registry import Registry
 from monitor.reports import Reports
 from monitor.runner import Runner
@@ -80,6 +81,7 @@ class App:
     async def serve(self) -> None:
         """Run every loop until stopped. A loop that dies ends the program: half a monitor is worse than one that is restarted."""
         server = _Server(self._api_config())
+        tune_process()
         try:
             await self._engine.start()
             await self._adopt(self._settings)

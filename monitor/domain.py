@@ -77,9 +77,15 @@ class Metric:
 
     def __call__(self, value: float, /, **labels: object) -> "Sample":
         """Make a sample. Raises ``ValueError`` when the labels are not exactly the declared ones."""
-        if set(labels) != set(self.labels):
+        if not labels and not self.labels:  # the hot path: most metrics have none
+            return Sample(self, (), float(value))
+        try:
+            values = tuple([str(labels[name]) for name in self.labels])
+        except KeyError:
+            values = ()
+        if not values or len(labels) != len(values):
             raise ValueError(f"metric {self.name} takes labels {list(self.labels)}, got {sorted(labels)}")
-        return Sample(self, tuple(str(labels[name]) for name in self.labels), float(value))
+        return Sample(self, values, float(value))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from monitor.clock import Clock
 from monitor.config.settings import CheckInstance
 from monitor.domain import CheckResult, Observed, Outcome
 from monitor.errors import CannotLook
-from monitor.plugins import AnyCheck, CheckContext
+from monitor.plugins import AnyCheck, CheckContext, one_line
 
 MAX_SAMPLES = 2000
 MAX_FINDINGS = 200
@@ -47,7 +47,7 @@ class Runner:
             started_at=started_at,
             duration_s=self._clock.monotonic() - started,
             observed=observed,
-            error=error if error is None else _one_line(error),
+            error=error if error is None else one_line(error, limit=MAX_ERROR_CHARS),
         )
 
     async def _within_deadline(self, instance: CheckInstance) -> Observed:
@@ -86,8 +86,3 @@ def _refuse_junk(check: AnyCheck, observed: object) -> None:
     )
     if undeclared:
         raise CannotLook(f"the check returned what it did not declare: {', '.join(undeclared)}")
-
-
-def _one_line(text: str) -> str:
-    clean = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return clean if len(clean) <= MAX_ERROR_CHARS else clean[: MAX_ERROR_CHARS - 1] + "…"

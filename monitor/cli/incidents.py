@@ -69,19 +69,18 @@ def register(app: typer.Typer) -> None:
 
 def _table(listed: tuple[Incident, ...], now: datetime) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("", "id", "state", "since", "service", "what", "next"):
-        table.add_column(column, no_wrap=column in {"", "id", "state", "since"})
+    for column in ("", "id", "since", "what"):
+        table.add_column(column, no_wrap=column != "what")
     for found in listed:
         colour = _COLOURS[found.severity] if found.state is not IncidentState.RESOLVED else "dim"
-        state = f"acked by {found.acked_by}" if found.state is IncidentState.ACKED else found.state.value
+        state = f"acknowledged by {found.acked_by}" if found.state is IncidentState.ACKED else found.state.value
+        following = _next(found, now)
         table.add_row(
             f"[{colour}]{found.severity.name}[/]",
             found.id,
-            escape(state),
             ago(found.opened_at, now),
-            escape(found.service),
-            f"{escape(found.title)}{f' ({found.code})' if found.code else ''}\n[dim]{escape(found.summary)}[/]",
-            escape(_next(found, now)),
+            f"[bold]{escape(found.service)}: {escape(found.title)}[/]{f' ({found.code})' if found.code else ''}\n"
+            f"{escape(found.summary)}\n[dim]{escape(state)}{f'; next: {escape(following)}' if following else ''}[/]",
         )
     return table
 
