@@ -13,7 +13,7 @@ _MASK = 0xFFFFFFFFFFFFFFFF
 def fingerprint(labels: Labels) -> str:
     """Hash sorted label pairs as Alertmanager does: FNV-1a 64 over ``name 0xff value 0xff``, 16 hex digits.
 
-    Source: Alertmanager's ``model.LabelSet.Fingerprint``; two payloads published with Alertmanager are in the tests.
+    Source: Alertmanager's ``model.LabelSet.Fingerprint``; a test asks the real one.
     """
     value = _OFFSET
     for name, text in sorted(labels):
