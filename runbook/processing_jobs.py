@@ -70,13 +70,18 @@ def _job(row: dict[str, Any]) -> StuckJob:
     return StuckJob(
         job_id=str(raw["job_id"]),
         silent_s=float(row["silent_s"]),
-        columns=tuple((name, _text(raw[name])) for name in COLUMNS if name in raw),
+        columns=tuple((name, _readable(name, _text(raw[name]))) for name in COLUMNS if name in raw),
         seen=tuple((name, _text(raw[name])) for name in FENCES if name in raw),
     )
 
 
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
+
+
+def _readable(name: str, value: str | None) -> str | None:
+    """A time to the second, as people write it; the monitor's session speaks UTC."""
+    return f"{value[:19].replace('T', ' ')} UTC" if value and name.endswith("_at") else value
 
 
 STATE = """

@@ -36,8 +36,10 @@ def diagnosis(found: Diagnosis, *, width: int = WIDTH) -> str:
 def plan(shown: Plan, *, width: int = WIDTH) -> str:
     """Everything that will happen: each step's exact SQL and parameters, and the digest that ``apply`` will ask for."""
     lines = [*_wrap(f"{shown.name} on {shown.service}", width), *_wrap(shown.summary, width), ""]
+    before = None
     for number, step in enumerate(shown.steps, 1):
-        lines += [*_wrap(f"{number}. {step.title}", width, indent=len(f"{number}. ")), *_step(step), ""]
+        lines += [*_wrap(f"{number}. {step.title}", width, indent=len(f"{number}. ")), *_step(step, before), ""]
+        before = step
     asked = ", ".join(f"{clean(name)}={clean(value)}" for name, value in shown.params)
     facts = [("parameters", asked), ("lock", clean(shown.lock)), ("digest", shown.digest)]
     return "\n".join([*lines, *(f"{name:<10}  {value}" for name, value in facts if value)]) + "\n"
@@ -85,44 +87,40 @@ def _evidence(evidence: Evidence, width: int) -> list[str]:
     return lines
 
 
-def _step(step: Step) -> list[str]:
-    """SQL as it is sent, and its parameters aligned beneath: never wrapped, so that it can be copied."""
+def _step(step: Step, before: Step | None) -> list[str]:
+    """SQL as it is sent, and its parameters aligned beneath: never wrapped, so that it can be copied, and not repeated."""
+    repeats = before is not None and before.sql == step.sql
+    statement = ["   | (the same statement)"] if repeats else [f"   | {clean(line)}" for line in step.sql.splitlines()]
     name_width = max((len(name) for name, _ in step.params), default=0)
     promise = [] if step.expect_rows is None else [f"   must match exactly {step.expect_rows} row{'' if step.expect_rows == 1 else 's'}"]
     return [
-        *(f"   | {clean(line)}" for line in step.sql.splitlines()),
+        *statement,
         *(f"     {clean(name):<{name_width}} = {clean(repr(value))}" for name, value in step.params),
         *promise,
     ]
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Columns aligned; when they do not fit, the widest give way and their cells wrap."""
+    """Columns aligned when they fit; else one block a row, a line a value, so that ids stay whole and can be copied."""
     cells = [[clean(cell) for cell in row] for row in (columns, *rows)]
     widths = [max(_width(row[index]) for row in cells) for index in range(len(columns))]
-    while sum(widths) + 2 * (len(widths) - 1) > width and max(widths) > 8:
-        widths[widths.index(max(widths))] -= 1
-    lines = [line for row in cells for line in _row(row, widths)]
-    head = len(_row(cells[0], widths))
-    return [*lines[:head], "  ".join("-" * size for size in widths), *lines[head:]]
+    if sum(widths) + 2 * (len(widths) - 1) > width:
+        return [line for number, row in enumerate(cells[1:], 1) for line in _block(number, cells[0], row, width)]
+    return [_line(cells[0], widths), "  ".join("-" * size for size in widths), *(_line(row, widths) for row in cells[1:])]
 
 
-def _row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    wrapped = [_cut(cell, size) for cell, size in zip(cells, widths, strict=True)]
-    height = max(len(parts) for parts in wrapped)
-    return [
-        "  ".join(
-            (parts[index] if index < len(parts) else "") + " " * (size - _width(parts[index] if index < len(parts) else ""))
-            for parts, size in zip(wrapped, widths, strict=True)
-        ).rstrip()
-        for index in range(height)
-    ]
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell + " " * (size - _width(cell)) for cell, size in zip(cells, widths, strict=True)).rstrip()
 
 
-def _cut(cell: str, size: int) -> list[str]:
-    """Wrap one cell at spaces, counting wide characters twice."""
-    narrow = size if _width(cell) == len(cell) else max(1, size // 2)
-    return textwrap.wrap(cell, narrow) or [""]
+def _block(number: int, names: Sequence[str], cells: Sequence[str], width: int) -> list[str]:
+    """One row as ``name  value`` lines; values that are empty are left out."""
+    margin = max(_width(name) for name in names) + 2
+    lines = [f"-- {number}"]
+    for name, cell in zip(names, cells, strict=True):
+        if cell:
+            lines += _wrap(f"{name}{' ' * (margin - _width(name))}{cell}", width, indent=margin)
+    return lines
 
 
 def _width(text: str) -> int:

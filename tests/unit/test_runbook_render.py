@@ -1,6 +1,7 @@
 """Plain text for a terminal at night: complete, aligned, wrapped, and harmless whatever the database said."""
 
 import unicodedata
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,7 +40,8 @@ def test_a_diagnosis_says_cause_blind_spots_and_cures_first() -> None:
     ]
     assert order == sorted(order)
     assert max(map(len, text.splitlines())) <= 60
-    assert "  45 min      j1\n" in text
+    assert "  -- 1\n  silent for     45 min\n  job_id         j1\n  -- 2\n" in text
+    assert "  silent for  job_id  error_message\n  ----------  ------  -------------" in render.diagnosis(DIAGNOSIS, width=200)
     assert text.endswith("  asking BigQuery\n  asking BigQuery again\n")
 
 
@@ -47,6 +49,8 @@ def test_a_plan_shows_the_exact_sql_and_parameters() -> None:
     text = render.plan(PLAN)
     assert "   | UPDATE t\n   | SET status = 'failed'\n   | WHERE job_id = %(job_id)s\n" in text
     assert "     job_id = 'j1'\n     older  = 1800.0\n   must match exactly 1 row\n" in text
+    twice = render.plan(replace(PLAN, steps=(STEP, replace(STEP, params=(("job_id", "j2"),)))))
+    assert "   | (the same statement)\n     job_id = 'j2'\n" in twice
     assert text.endswith(f"parameters  limit=10\nlock        cancel-stuck-jobs/postgres\ndigest      {PLAN.digest}\n")
 
 
