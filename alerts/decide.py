@@ -100,7 +100,10 @@ def _judge_alerts(known: Known, result: CheckResult, policy: AlertPolicy, now: d
     mine = {alert.fingerprint: alert for alert in known.alerts if alert.instance == result.instance}
     seen: dict[str, Finding] = {}
     for finding in _findings(result, policy.blind_severity):
-        seen.setdefault(fingerprint(finding_labels(result, finding)), finding)
+        print_ = fingerprint(finding_labels(result, finding))
+        known_one = seen.get(print_)
+        if known_one is None or _severity(finding) < _severity(known_one):  # two findings of one identity: the worse counts
+            seen[print_] = finding
     after = policy.blind_after if result.outcome is Outcome.BLIND else policy.fail_after
     judged = [_worsen(mine.get(print_), print_, finding, result, after, now) for print_, finding in seen.items()]
     if result.outcome is not Outcome.BLIND:
@@ -108,8 +111,12 @@ def _judge_alerts(known: Known, result: CheckResult, policy: AlertPolicy, now: d
     return tuple(alert for alert in judged if alert != mine.get(alert.fingerprint))
 
 
+def _severity(finding: Finding) -> Severity:
+    return finding.severity or finding.kind.severity
+
+
 def _worsen(old: Alert | None, print_: str, finding: Finding, result: CheckResult, after: int, now: datetime) -> Alert:
-    severity = finding.severity or finding.kind.severity
+    severity = _severity(finding)
     if old is None:
         old = Alert(
             fingerprint=print_,

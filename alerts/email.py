@@ -75,10 +75,11 @@ async def email(ctx: NotifyContext, cfg: EmailConfig, notification: Notification
     """Mails each transition of an incident, text and HTML, one thread per incident."""
     message = compose(notification, ctx.clock.now())
     first = notification.first_receipt.reference if notification.first_receipt else ""
+    over = "Resolved: " if message.transition is Transition.RESOLVED else ""
     return await send_mail(
         ctx,
         cfg,
-        subject=f"{'Re: ' if first else ''}{message.title}",
+        subject=f"{'Re: ' if first and not over else ''}{over}{message.title}",
         text=as_text(message),
         html=render_html(message),
         message_id=incident_message_id(cfg, notification),

@@ -30,6 +30,8 @@ from monitor.store import Store, StoreThread
 from monitor.views import Views
 
 PULSE_S = 1.0
+STATE_SILENT_S = 30.0
+"""So long without a finished round of escalation, the monitor is not ready."""
 VERSION = installed_version("platform-monitor")
 
 log = structlog.get_logger("monitor")
@@ -68,6 +70,7 @@ class App:
         self._views = Views(self._engine, store=store, thread=thread, clock=clock, version=VERSION)
         self._last_pulse = clock.monotonic()
         self._shown: set[str] = set()
+        self._reloading = asyncio.Lock()
 
     @property
     def port(self) -> int:
@@ -103,6 +106,10 @@ class App:
 
     async def reload(self) -> None:
         """Read the configuration again and go by it; on any error the old one stays in use. Raises ``ConfigError``."""
+        async with self._reloading:
+            await self._reload()
+
+    async def _reload(self) -> None:
         try:
             fresh = config.load(self._settings.source, checks=self._registry.checks, notifiers=self._registry.notifiers)
             _refuse_what_needs_a_restart(self._settings, fresh)
@@ -112,7 +119,7 @@ class App:
             raise
         self._settings = fresh
         self._delivery.settings = fresh
-        await self._engine.reconfigure(fresh)
+        self._engine.reconfigure(fresh)
         self._reports.reconfigure(fresh)
         await self._adopt(fresh)
         log.info("configuration reloaded", checks=len(fresh.instances))
@@ -163,6 +170,9 @@ class App:
         reasons = []
         if self._engine.store_error:
             reasons.append(f"the state cannot be written: {self._engine.store_error}")
+        silent_s = self._clock.monotonic() - self._engine.last_round
+        if silent_s > STATE_SILENT_S:
+            reasons.append(f"the state has not answered for {silent_s:.0f} s")
         late_s = self._clock.monotonic() - self._last_pulse
         if late_s > 10 * PULSE_S:
             reasons.append(f"the event loop is {late_s:.0f} s late")
@@ -188,7 +198,7 @@ class App:
         background: set[asyncio.Task[None]] = set()
 
         async def reload_quietly() -> None:
-            with contextlib.suppress(ConfigError):  # said in the log and by the metric
+            with contextlib.suppress(MonitorError):  # said in the log and by the metric
                 await self.reload()
 
         def on_hangup() -> None:

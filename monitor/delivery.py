@@ -18,7 +18,7 @@ from monitor.clock import Clock
 from monitor.config.settings import Channel, Settings
 from monitor.domain import Notification, Receipt
 from monitor.errors import DeliveryError, StoreError
-from monitor.plugins import NotifyContext
+from monitor.plugins import NotifyContext, one_line
 from monitor.store import Store, StoreThread
 
 SEND_DEADLINE_S = 15.0
@@ -27,6 +27,7 @@ LEASE_S = 60.0
 POLL_S = 5.0
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MOST_S = 300.0
+MAX_REASON_CHARS = 500
 PER_CHANNEL = 4
 """Sends under way at once on one channel."""
 
@@ -67,14 +68,15 @@ class Delivery:
                     except TimeoutError:
                         continue
         finally:
-            self._release()
+            await self._release()
 
     async def _take_over(self) -> None:
         """Free at once what a process of this machine held when it died, instead of waiting for its lease to end."""
         try:
             for owner in await self._thread(self._store.outbox.owners):
                 host, pid, _ = owner.rsplit("/", 2)
-                if host == socket.gethostname() and not psutil.pid_exists(int(pid)):
+                gone = int(pid) == os.getpid() or not psutil.pid_exists(int(pid))  # in a container, our own pid was the dead one's
+                if host == socket.gethostname() and owner != self._owner and gone:
                     await self._thread(self._store.outbox.release, owner)
         except StoreError as exc:
             log.error("leases of dead processes cannot be looked up; they end by themselves", error=str(exc))
@@ -123,26 +125,28 @@ class Delivery:
         except DeliveryError as exc:
             await self._fail(notification, exc)
             return
-        await self._thread(self._store.outbox.sent, notification, self._owner, receipt, self._clock.now())
+        # shielded: what was sent must be recorded, also when the program stops now
+        await asyncio.shield(self._thread(self._store.outbox.sent, notification, self._owner, receipt, self._clock.now()))
         self._on_outcome(notification.channel, "sent")
         log.info("delivered", incident=notification.incident.id, transition=notification.transition.value, channel=notification.channel)
 
     async def _fail(self, notification: Notification, error: DeliveryError) -> None:
-        now = self._clock.now()
+        now, reason = self._clock.now(), one_line(str(error), limit=MAX_REASON_CHARS)
         facts = {"incident": notification.incident.id, "channel": notification.channel, "attempt": notification.attempts}
         if not error.retryable:
-            await self._thread(self._store.outbox.bury, notification, self._owner, str(error), now)
+            await self._thread(self._store.outbox.bury, notification, self._owner, reason, now)
             self._on_outcome(notification.channel, "dead")
-            log.error("delivery failed for good", error=str(error), **facts)
+            log.error("delivery failed for good", error=reason, **facts)
             return
         at = retry_at(now, notification.attempts, error.retry_after_s)
-        await self._thread(self._store.outbox.retry, notification, self._owner, str(error), at)
+        await self._thread(self._store.outbox.retry, notification, self._owner, reason, at)
         self._on_outcome(notification.channel, "retried")
-        log.warning("delivery failed, will be retried", error=str(error), next_attempt_at=at.isoformat(), **facts)
+        log.warning("delivery failed, will be retried", error=reason, next_attempt_at=at.isoformat(), **facts)
 
-    def _release(self) -> None:
+    async def _release(self) -> None:
+        """On the store's thread, so after everything that was handed to it before."""
         try:
-            self._store.outbox.release(self._owner)
+            await self._thread(self._store.outbox.release, self._owner)
         except StoreError as exc:
             log.error("leases cannot be given back; they end by themselves", error=str(exc))
 

@@ -16,6 +16,7 @@ from monitor.clock import Clock
 from monitor.config.settings import CheckInstance, Settings
 from monitor.domain import AlertPolicy, AlertState, CheckResult, Decision, Guide, Incident, Outcome
 from monitor.errors import StoreError
+from monitor.plugins import one_line
 from monitor.runner import Runner
 from monitor.store import Store, StoreThread
 
@@ -54,26 +55,29 @@ class Engine:
         self._guides = guides
         self._on_result = on_result
         self._wake_delivery = wake_delivery
+        self.last_round = clock.monotonic()
+        """When the last round of ``serve`` ended, on the monotonic clock."""
+        self._keys = frozenset(instance.key for instance in settings.instances)
         self._unquiet: set[str] = set()
         self._unsaved: deque[CheckResult] = deque(maxlen=MAX_UNSAVED)
         self._next_prune = clock.monotonic()
 
     async def start(self) -> None:
-        """Learn from the store which instances are not quiet, and end the alerts of instances that are gone. Raises ``StoreError``."""
+        """Learn from the store which instances are not quiet. Raises ``StoreError``."""
         self._unquiet = set(await self._thread(self._store.incidents.live_instances))
-        await self._retire_gone()
 
-    async def reconfigure(self, settings: Settings) -> None:
-        """Take new settings; alerts of checks that were removed end. Raises ``StoreError``."""
+    def reconfigure(self, settings: Settings) -> None:
+        """Take new settings; the alerts of checks that were removed end within a second."""
         self.settings = settings
-        keys = {instance.key for instance in settings.instances}
-        for key in self.latest.keys() - keys:
+        self._keys = frozenset(instance.key for instance in settings.instances)
+        for key in self.latest.keys() - self._keys:
             del self.latest[key], self.recent[key]
-        await self._retire_gone()
 
     async def run(self, instance: CheckInstance) -> bool:
         """Run one check and commit what it changes. True when a quick re-check would settle something sooner."""
         result = await self._runner.run(instance)
+        if instance.key not in self._keys:  # removed by a reload while it ran
+            return False
         self.latest[instance.key] = result
         self.recent.setdefault(instance.key, deque(maxlen=RECENT_OUTCOMES)).append(result.outcome)
         self._unsaved.append(result)
@@ -90,12 +94,14 @@ class Engine:
         """Escalate what nobody acknowledged, flush the history and prune, every second, until cancelled."""
         while True:
             try:
+                await self._retire_gone()
                 await self._escalate_due()
                 await self.flush()
                 await self._prune_hourly()
                 self.store_error = None
             except StoreError as exc:
                 self._store_failed(exc)
+            self.last_round = self._clock.monotonic()
             await asyncio.sleep(TICK_S)
 
     async def flush(self) -> None:
@@ -105,25 +111,24 @@ class Engine:
         try:
             await self._thread(self._store.history.record, batch)
         except StoreError:
-            self._unsaved.extendleft(reversed(batch))
+            self._unsaved = deque([*batch, *self._unsaved], maxlen=MAX_UNSAVED)
             raise
 
     async def _commit(self, instance: CheckInstance, result: CheckResult) -> bool:
         now = self._clock.now()
         policy = self._policy(instance.policy)
 
-        def judge() -> tuple[Decision, frozenset[str]]:
-            incidents = self._store.incidents
-            decided = incidents.decide(instance.key, groups_of(result), lambda known: decide(known, result, policy, now), now)
-            return decided, incidents.live_instances()
+        def judge() -> Decision:
+            if instance.key not in self._keys:  # removed while this waited for the store's thread
+                return Decision()
+            return self._store.incidents.decide(instance.key, groups_of(result), lambda known: decide(known, result, policy, now), now)
 
-        decided, live = await self._thread(judge)
+        self._unquiet.add(instance.key)  # before: whatever fails from here on, the next good run is looked at
+        decided = await self._thread(judge)
         self.store_error = None
-        if instance.key in live:
-            self._unquiet.add(instance.key)
-        else:
-            self._unquiet.discard(instance.key)
         self._announce(decided)
+        if instance.key not in await self._thread(self._store.incidents.live_instances):
+            self._unquiet.discard(instance.key)
         return any(_unsettled(decided_alert.state, decided_alert.good_runs) for decided_alert in decided.alerts)
 
     async def _escalate_due(self) -> None:
@@ -144,7 +149,7 @@ class Engine:
     async def _retire_gone(self) -> None:
         now = self._clock.now()
         policy = self._policy(AlertPolicy())
-        for gone in sorted(self._unquiet - {instance.key for instance in self.settings.instances}):
+        for gone in sorted(self._unquiet - self._keys):
 
             def judge(gone: str = gone) -> Decision:
                 return self._store.incidents.decide(gone, (), lambda known: retire(known, gone, policy, now), now)
@@ -172,7 +177,7 @@ def acknowledge(store: Store, incident_id: str, who: str, clock: Clock) -> tuple
 
     ``incident_id`` may be a unique beginning. Returns the incident and whether this call changed it. Raises ``UsageError``.
     """
-    now = clock.now()
+    now, who = clock.now(), one_line(who) or "unknown"
     found = store.incidents.find(incident_id)
     incident, decided = store.incidents.change(found.id, lambda current: escalation.acknowledge(current, who, now), now)
     return incident, bool(decided)

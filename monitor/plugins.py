@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Generic, Protocol, TypeVar
@@ -277,6 +277,8 @@ class RunbookContext:
     pg: Postgres
     logs: Logs
     services: Mapping[str, Service]
+    checks: Mapping[str, PluginConfig] = field(default_factory=dict)
+    """How the checks on this service are configured, by the check's own name: a diagnosis uses the same limits."""
 
 
 @dataclass(frozen=True, slots=True)

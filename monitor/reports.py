@@ -35,6 +35,7 @@ class Reports:
         self._thread = thread
         self._clock = clock
         self._latest = latest
+        self._noted: datetime | None = None
         self._calendar = AsyncIOScheduler(timezone=settings.timezone)
 
     def reconfigure(self, settings: Settings) -> None:
@@ -48,8 +49,8 @@ class Reports:
         self._plan()
         self._calendar.start()
         try:
-            await self._catch_up()
             while True:
+                await self._catch_up()
                 await self._send_due()
                 await asyncio.sleep(LOOK_EVERY_S)
         finally:
@@ -68,9 +69,12 @@ class Reports:
         if schedule is None:
             return
         due = last_due(schedule, self._settings, self._clock.now())
+        if due == self._noted:
+            return
         try:
             if await self._thread(self._store.history.counts, due - timedelta(days=1), due):
                 await self._thread(self._store.reports.want, period_key(due, self._settings), due)
+            self._noted = due
         except StoreError as exc:
             log.error("cannot note that a report is due", error=str(exc))
 
@@ -86,6 +90,8 @@ class Reports:
 
     async def _send(self, schedule: DailyReport, period: str) -> None:
         now = self._clock.now()
+        if not await self._thread(self._store.reports.take, period, now, now + RETRY_AFTER):
+            return  # somebody else sends it
         end = period_end(period, schedule, self._settings)
         report = await self._thread(build_daily, self._settings, self._store, dict(self._latest()), now, end)
         try:
@@ -139,8 +145,11 @@ def build_daily(settings: Settings, store: Store, latest: Mapping[str, CheckResu
     )
 
 
-async def mail_report(settings: Settings, channel_name: str, report: Report, clock: Clock) -> Receipt:
-    """Send a report through an e-mail channel. Raises ``DeliveryError``, or ``ConfigError`` when the channel cannot carry one."""
+async def mail_report(settings: Settings, channel_name: str, report: Report, clock: Clock, *, extra: str = "") -> Receipt:
+    """Send a report through an e-mail channel. ``extra`` sets one sent by hand apart from the scheduled one of the same day.
+
+    Raises ``DeliveryError``, or ``ConfigError`` when the channel cannot carry one.
+    """
     channel = settings.channels.get(channel_name)
     if channel is None or not isinstance(channel.config, EmailConfig):
         mails = ", ".join(name for name, known in settings.channels.items() if isinstance(known.config, EmailConfig)) or "none"
@@ -154,5 +163,5 @@ async def mail_report(settings: Settings, channel_name: str, report: Report, clo
         subject=report.title,
         text=render_text(report),
         html=render_html(report),
-        message_id=f"<report.{period}@platform-monitor>",
+        message_id=f"<report.{period}{extra}@platform-monitor>",
     )

@@ -2,16 +2,18 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from monitor.clock import Clock
 from monitor.config.settings import CheckInstance
-from monitor.domain import CheckResult, Observed, Outcome
+from monitor.domain import CheckResult, Finding, Observed, Outcome, Severity
 from monitor.errors import CannotLook
 from monitor.plugins import AnyCheck, CheckContext, one_line
 
 MAX_SAMPLES = 2000
 MAX_FINDINGS = 200
 MAX_ERROR_CHARS = 500
+MAX_FACTS = 50
 
 
 class Runner:
@@ -32,7 +34,7 @@ class Runner:
         else:
             self._orphans.pop(instance.key, None)
             try:
-                observed = await self._within_deadline(instance)
+                observed = _storable(await self._within_deadline(instance))
                 _refuse_junk(instance.check, observed)
             except CannotLook as exc:
                 observed, error = Observed(), str(exc)
@@ -86,3 +88,21 @@ def _refuse_junk(check: AnyCheck, observed: object) -> None:
     )
     if undeclared:
         raise CannotLook(f"the check returned what it did not declare: {', '.join(undeclared)}")
+
+
+def _storable(observed: Observed) -> Observed:
+    """The same with texts that every store, mail and page can carry. Raises ``CannotLook`` for what is no finding at all."""
+    if not isinstance(observed, Observed) or not observed.findings:
+        return observed
+    return replace(observed, findings=tuple(_clean(finding) for finding in observed.findings[: MAX_FINDINGS + 1]))
+
+
+def _clean(finding: Finding) -> Finding:
+    if not isinstance(finding, Finding) or not isinstance(finding.severity, Severity | None) or not isinstance(finding.summary, str):
+        raise CannotLook("the check returned a finding whose kind, summary or severity is of the wrong type")
+    try:
+        labels = tuple((one_line(name), one_line(value)) for name, value in finding.labels)
+        facts = tuple((one_line(name), one_line(value, limit=MAX_ERROR_CHARS)) for name, value in finding.facts[:MAX_FACTS])
+    except (TypeError, ValueError) as exc:
+        raise CannotLook("the check returned a finding whose labels or facts are not pairs of texts") from exc
+    return replace(finding, labels=labels, facts=facts, summary=one_line(finding.summary, limit=MAX_ERROR_CHARS))

@@ -10,7 +10,7 @@ from pydantic import Field
 from monitor.domain import FindingKind, Observed, Plan, Severity, Step, pairs
 from monitor.plugins import Duration, Operation, PluginConfig, RunbookContext
 from runbook.digest import sealed
-from runbook.processing_jobs import STUCK_AFTER_S, StuckJob, StuckJobs, age, describe_job, find_stuck, still_processing
+from runbook.processing_jobs import StuckJob, StuckJobs, age, describe_job, find_stuck, still_processing, stuck_after_s
 
 NAME = "cancel-stuck-jobs"
 
@@ -18,8 +18,8 @@ NAME = "cancel-stuck-jobs"
 class CancelStuckJobs(PluginConfig):
     """Which jobs to give up on."""
 
-    older_than: Annotated[Duration, Field(ge=1)] = STUCK_AFTER_S
-    """Silent for at least this long."""
+    older_than: Annotated[Duration, Field(ge=1)] | None = None
+    """Silent for at least this long; when not given, as long as the check ``stuck_jobs`` says, or the runbook's 30 minutes."""
     job_id: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")] | None = None
     """Only this job, and only if it is stuck."""
     limit: Annotated[int, Field(ge=1, le=100)] = 10
@@ -43,14 +43,15 @@ WHERE job_id = %(job_id)s
 
 async def plan(ctx: RunbookContext, params: CancelStuckJobs) -> Plan:
     """Look for stuck jobs and return one step per job, oldest first. Raises ``CannotLook``."""
-    stuck = await find_stuck(ctx.pg, older_than_s=params.older_than, limit=params.limit, job_id=params.job_id)
-    steps = tuple(_step(job, params.older_than) for job in stuck.jobs)
-    shown = {"older_than": f"{params.older_than:g}s", "limit": params.limit}
+    older_than_s = stuck_after_s(ctx) if params.older_than is None else params.older_than
+    stuck = await find_stuck(ctx.pg, older_than_s=older_than_s, limit=params.limit, job_id=params.job_id)
+    steps = tuple(_step(job, older_than_s) for job in stuck.jobs)
+    shown = {"older_than": f"{older_than_s:g}s", "limit": params.limit}
     return sealed(
         Plan(
             name=NAME,
             service=ctx.service.name,
-            summary=await _summary(ctx, params, stuck),
+            summary=await _summary(ctx, params, stuck, older_than_s),
             steps=steps,
             params=pairs(shown if params.job_id is None else {**shown, "job_id": params.job_id}),
             lock=f"{NAME}/{ctx.service.name}",
@@ -73,14 +74,14 @@ def _step(job: StuckJob, older_than_s: float) -> Step:
     )
 
 
-async def _summary(ctx: RunbookContext, params: CancelStuckJobs, stuck: StuckJobs) -> str:
+async def _summary(ctx: RunbookContext, params: CancelStuckJobs, stuck: StuckJobs, older_than_s: float) -> str:
     if not stuck.jobs and params.job_id is not None:
         return f"Nothing to do: {await describe_job(ctx.pg, params.job_id)}."
     if not stuck.jobs:
-        return f"Nothing to do: no job has been processing without a sign of life for {age(params.older_than)}."
+        return f"Nothing to do: no job has been processing without a sign of life for {age(older_than_s)}."
     oldest = stuck.jobs[0]
     count = f"{len(stuck.jobs)} of {stuck.total} stuck jobs" if stuck.total > len(stuck.jobs) else _jobs(stuck.total)
-    sentence = f"Cancel {count}, without a sign of life for {age(params.older_than)} or more (the longest: {age(oldest.silent_s)})."
+    sentence = f"Cancel {count}, without a sign of life for {age(older_than_s)} or more (the longest: {age(oldest.silent_s)})."
     if not oldest.has_heartbeat:
         sentence += " The table has no heartbeat, so a slow job looks like a stuck one: read its log before applying."
     return sentence

@@ -14,7 +14,7 @@ from monitor.errors import CannotLook
 from monitor.plugins import RunbookContext, RunbookEntry, Service
 from monitor.probes_contract import Postgres, Row
 from runbook.cancel_stuck_jobs import CANCEL_STUCK_JOBS
-from runbook.processing_jobs import STUCK, STUCK_AFTER_S, StuckJobs, age, find_stuck
+from runbook.processing_jobs import STUCK, STUCK_AFTER_S, StuckJobs, age, find_stuck, stuck_after_s
 
 GUIDE = Guide(
     code="INC-003",
@@ -34,7 +34,7 @@ async def diagnose(ctx: RunbookContext) -> Diagnosis:
     """Look, in the runbook's order: stuck jobs, their log lines, the worker's sessions and who blocks them, the newest rows."""
     evidence: list[Evidence] = []
     blind: list[str] = []
-    jobs = await _see_jobs(ctx.pg, evidence, blind)
+    jobs = await _see_jobs(ctx, evidence, blind)
     is_stuck = jobs is not None and bool(jobs.stuck.jobs)
     if jobs and is_stuck:
         await _see_log(ctx, jobs.stuck, evidence, blind)
@@ -61,19 +61,22 @@ class Jobs:
 
     stuck: StuckJobs
     moving: StuckJobs = StuckJobs((), 0)  # noqa: RUF009 - frozen
+    after_s: float = STUCK_AFTER_S
+    """Silent for so long, a job is stuck."""
 
 
-async def _see_jobs(pg: Postgres, evidence: list[Evidence], blind: list[str]) -> Jobs | None:
+async def _see_jobs(ctx: RunbookContext, evidence: list[Evidence], blind: list[str]) -> Jobs | None:
+    after_s = stuck_after_s(ctx)
     try:
-        stuck = await find_stuck(pg, older_than_s=STUCK_AFTER_S, limit=JOBS_SHOWN)
-        moving = StuckJobs((), 0) if stuck.jobs else await find_stuck(pg, older_than_s=0, limit=JOBS_SHOWN)
+        stuck = await find_stuck(ctx.pg, older_than_s=after_s, limit=JOBS_SHOWN)
+        moving = StuckJobs((), 0) if stuck.jobs else await find_stuck(ctx.pg, older_than_s=0, limit=JOBS_SHOWN)
     except CannotLook as exc:
         blind.append(f"the jobs: {exc}")
         return None
     evidence.append(_jobs_table("Stuck jobs", stuck))
     if moving.jobs:
-        evidence.append(_jobs_table(f"Jobs in processing, silent for less than {age(STUCK_AFTER_S)}", moving))
-    return Jobs(stuck, moving)
+        evidence.append(_jobs_table(f"Jobs in processing, silent for less than {age(after_s)}", moving))
+    return Jobs(stuck, moving, after_s)
 
 
 def _jobs_table(title: str, found: StuckJobs) -> Evidence:
@@ -278,10 +281,14 @@ def cause_of(jobs: Jobs | None, sessions: Sessions | None, arrivals: tuple[Arriv
     if not stuck.jobs:
         quiet = jobs.moving.jobs[0] if jobs.moving.jobs else None
         longest = f" The longest silent is job {quiet.job_id}, for {age(quiet.silent_s)}." if quiet else " No job is in processing."
-        return f"Nothing is stuck: no job has been in processing without a sign of life for {age(STUCK_AFTER_S)}.{longest}"
+        return f"Nothing is stuck: no job has been in processing without a sign of life for {age(jobs.after_s)}.{longest}"
     oldest = stuck.jobs[0]
     head = "1 job is" if stuck.total == 1 else f"{stuck.total} jobs are"
-    parts = [f"{head} stuck, job {oldest.job_id} the longest (silent for {age(oldest.silent_s)}).", _reason(sessions), _flow(arrivals)]
+    parts = [
+        f"{head} stuck, job {oldest.job_id} the longest (silent for {age(oldest.silent_s)}).",
+        _reason(sessions),
+        _flow(arrivals, jobs.after_s),
+    ]
     if not oldest.has_heartbeat:
         parts.append("The table has no heartbeat, so a slow job looks the same: read its log lines before cancelling.")
     return " ".join(part for part in parts if part)
@@ -307,12 +314,12 @@ def _reason(sessions: Sessions | None) -> str:
     return f"{APPLICATION} is connected but no session works for it: its worker died, or hangs outside the database (BigQuery, SFTP)."
 
 
-def _flow(arrivals: tuple[Arrival, ...]) -> str:
+def _flow(arrivals: tuple[Arrival, ...], after_s: float) -> str:
     came = [(arrival.age_s, arrival.table) for arrival in arrivals if arrival.age_s is not None and arrival.column in ARRIVED]
     happened = [(arrival.age_s, arrival.table) for arrival in arrivals if arrival.age_s is not None and arrival.column in HAPPENED]
     if not came:
         return f"The newest event, in {min(happened)[1]}, is {age(min(happened)[0])} old." if happened else ""
     newest_s, table = min(came)
-    if newest_s < STUCK_AFTER_S:
+    if newest_s < after_s:
         return f"New rows do arrive (the newest in {table}, {age(newest_s)} ago), so other jobs move."
     return f"No new row for {age(newest_s)}."

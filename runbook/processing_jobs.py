@@ -7,13 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from monitor.plugins import RunbookContext
 from monitor.probes_contract import Postgres
 
 STUCK_AFTER_S = 30 * 60.0
+"""The runbook's limit, where the configuration has no check ``stuck_jobs`` for the service."""
 """The runbook's threshold."""
 
 FENCES = ("started_at", "heartbeat_at", "lease_token", "lease_until", "worker")
 """Columns that change when a job comes back to life. Those the table has are compared, value by value, before a job is cancelled."""
+
+
+def stuck_after_s(ctx: RunbookContext) -> float:
+    """Silent for how long a job counts as stuck: as the check ``stuck_jobs`` on this service is configured."""
+    return float(getattr(ctx.checks.get("stuck_jobs"), "older_than", STUCK_AFTER_S))
 
 
 @dataclass(frozen=True, slots=True)

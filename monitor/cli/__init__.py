@@ -1,6 +1,7 @@
 """The command line. Exit codes: 0 good, 1 warning or refused, 2 critical, 3 could not look or could not run (usage, configuration)."""
 
 import sys
+import traceback
 
 import typer
 from typer.exceptions import TyperException
@@ -45,4 +46,7 @@ def main() -> None:
     except BrokenPipeError:  # the reader of a pipe went away
         sys.stderr.close()
         code = 0
+    except Exception:  # noqa: BLE001 - a bug: shown whole, and never read as WARNING by who asked
+        traceback.print_exc()
+        code = EXIT_UNKNOWN
     sys.exit(code if isinstance(code, int) else 0)

@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
             err.print(f"[bold red]{count} problem{'s' if count != 1 else ''}[/] in {escape(str(config))}", soft_wrap=True)
             raise typer.Exit(EXIT_UNKNOWN) from exc
         out.print(
-            f"[green]good[/] {escape(str(config))}: {len(settings.services)} services, {len(settings.instances)} checks, "
-            f"{len(settings.channels)} channels",
+            f"[green]good[/] {escape(str(config))} (services: {len(settings.services)}, checks: {len(settings.instances)}, "
+            f"channels: {len(settings.channels)})",
             soft_wrap=True,
         )

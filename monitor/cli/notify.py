@@ -2,6 +2,7 @@
 
 import asyncio
 import difflib
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -29,10 +30,11 @@ def register(app: typer.Typer) -> None:
         settings, _ = open_settings(config)
         chosen = _choose(settings, channel)
         clock = SystemClock()
+        began = clock.now()
         for transition in (Transition.TRIGGERED, Transition.RESOLVED):
             try:
                 with err.status(f"sending {transition.value} through {channel}"):
-                    receipt = asyncio.run(_send(settings, chosen, transition, clock))
+                    receipt = asyncio.run(_send(settings, chosen, transition, clock, began))
             except DeliveryError as exc:
                 say_error(f"{channel}: {transition.value} was not delivered: {exc}")
                 raise typer.Exit(EXIT_WARNING) from exc
@@ -48,12 +50,11 @@ def _choose(settings: Settings, name: str) -> Channel:
     return settings.channels[name]
 
 
-async def _send(settings: Settings, channel: Channel, transition: Transition, clock: Clock) -> Receipt:
-    now = clock.now()
-    group = f"monitor/NotifyTest/{channel.name}/{now.date()}"
+async def _send(settings: Settings, channel: Channel, transition: Transition, clock: Clock, now: datetime) -> Receipt:
+    group = f"monitor/NotifyTest/{channel.name}"
     resolved = transition is Transition.RESOLVED
     incident = Incident(
-        id=incident_id(group, now.replace(hour=0, minute=0, second=0, microsecond=0)),
+        id=incident_id(group, now),
         group=group,
         code=None,
         service="monitor",

@@ -49,7 +49,7 @@ def register(app: typer.Typer) -> None:
             if settings.daily_report is None:
                 raise UsageError("there is no [reports.daily] in the configuration: it names the channel to mail through")
             try:
-                asyncio.run(mail_report(settings, settings.daily_report.channel, report, clock))
+                asyncio.run(mail_report(settings, settings.daily_report.channel, report, clock, extra=f".{clock.now():%H%M%S%f}"))
             except DeliveryError as exc:
                 say_error(f"the report was not delivered: {exc}")
                 raise typer.Exit(EXIT_WARNING) from exc

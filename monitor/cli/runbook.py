@@ -2,6 +2,7 @@
 
 import asyncio
 import difflib
+import shlex
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from monitor.cli.opening import (
     JsonOption,
     err,
     open_settings,
+    open_store,
     out,
     print_json,
     say_error,
@@ -29,7 +31,7 @@ from monitor.cli.opening import (
 )
 from monitor.clock import SystemClock
 from monitor.config.settings import Settings
-from monitor.domain import Plan
+from monitor.domain import Plan, TimelineEntry
 from monitor.errors import Refused, UsageError
 from monitor.plugins import AnyOperation, PluginConfig, RunbookContext, Service
 from monitor.probes.outside import Outside
@@ -51,6 +53,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="runbook")
     _register_looking(group)
     _register_changing(group)
+    _register_audit(group)
 
 
 def _register_looking(group: typer.Typer) -> None:
@@ -87,6 +90,25 @@ def _register_looking(group: typer.Typer) -> None:
             raise typer.Exit(EXIT_UNKNOWN)
 
 
+def _register_audit(group: typer.Typer) -> None:
+    @group.command("audit")
+    def audit(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+        """Who changed what, when and why: the intent before each run and its outcome after."""
+        store = open_store(config)
+        try:
+            entries = store.journal.newest()
+        finally:
+            store.close()
+        if as_json:
+            print_json([asdict(entry) for entry in entries])
+            return
+        for entry in entries:
+            when = f"[dim]{entry.at:%Y-%m-%d %H:%M:%S}Z[/] [bold]{escape(entry.phase)}[/]"
+            out.print(f"{when} {escape(entry.plan)} by {escape(entry.who)}: {escape(entry.why)}", soft_wrap=True)
+        if not entries:
+            out.print("nothing was ever applied")
+
+
 def _register_changing(group: typer.Typer) -> None:
     @group.command("plan")
     def plan(
@@ -107,7 +129,7 @@ def _register_changing(group: typer.Typer) -> None:
         if as_json:
             print_json({**asdict(made), "dry_run": [_outcome(outcome) for outcome in tried]})
         else:
-            _show(made, tried, database, settings.source)
+            _show(made, tried, database, _again(operation, params, service, config))
         if any(outcome.status is StepStatus.FAILED for outcome in tried):
             raise typer.Exit(EXIT_WARNING)
 
@@ -127,20 +149,34 @@ def _register_changing(group: typer.Typer) -> None:
         database = _database(settings, service)
         values = _params(chosen, params or [])
         if digest is None:
-            digest = _ask(_with_context(settings, database, lambda ctx: executor.prepare(chosen, ctx, values)), database, settings.source)
+            made = _with_context(settings, database, lambda ctx: executor.prepare(chosen, ctx, values))
+            digest = _ask(made, database, _again(operation, params, service, config))
         try:
             applied = asyncio.run(_apply(settings, database, chosen, values, digest, who or whoami(), why))
         except Refused as exc:
             say_error(f"refused: {exc}")
             raise typer.Exit(EXIT_WARNING) from exc
         out.print(render.applied(applied), markup=False, soft_wrap=True)
+        code = next(code for code, entry in registry.runbook.items() if chosen in entry.operations)
+        _note_on_incidents(settings, code, f"runbook {operation}, for {why!r}: {applied.verification}", who or whoami())
         if not applied.ok:
             raise typer.Exit(EXIT_WARNING)
 
 
-def _ask(made: Plan, database: Service, source: Path) -> str:
+def _note_on_incidents(settings: Settings, code: str, text: str, who: str) -> None:
+    """Let the open incidents of this code tell what was done about them."""
+    store, now = Store(settings.state_url), SystemClock().now()
+    try:
+        touched = [incident for incident in store.incidents.list(unresolved=True) if incident.code == code]
+        if touched:
+            store.incidents.add_timeline([TimelineEntry(incident.id, now, "note", text, who) for incident in touched])
+    finally:
+        store.close()
+
+
+def _ask(made: Plan, database: Service, again: str) -> str:
     """Show the plan and ask on the terminal; without one, say how to confirm. Raises ``Refused``."""
-    _show(made, asyncio.run(_dry_run(made, database)) if made.steps else (), database, source)
+    _show(made, asyncio.run(_dry_run(made, database)) if made.steps else (), database, again)
     if not made.steps:
         return made.digest
     if not sys.stdin.isatty():
@@ -159,7 +195,7 @@ async def _apply(
     try:
         connection = await _fix_connection(database)
         async with connection:
-            ctx = outside.runbook_context(database, settings.services)
+            ctx = outside.runbook_context(database, settings.services, _check_configs(settings, database))
             whole = await _whole_digest(operation, ctx, values, digest)
             return await executor.apply(
                 operation, ctx, values, shown_digest=whole, who=who, why=why, connection=connection, journal=store.journal
@@ -200,11 +236,15 @@ def _with_context(settings: Settings, database: Service, work: Callable[[Runbook
     async def look() -> T:
         outside = Outside(SystemClock())
         try:
-            return await work(outside.runbook_context(database, settings.services))
+            return await work(outside.runbook_context(database, settings.services, _check_configs(settings, database)))
         finally:
             await outside.close()
 
     return asyncio.run(look())
+
+
+def _check_configs(settings: Settings, database: Service) -> dict[str, PluginConfig]:
+    return {instance.check.name: instance.config for instance in settings.instances if instance.service.name == database.name}
 
 
 def _database(settings: Settings, name: str | None) -> Service:
@@ -220,32 +260,41 @@ def _nearest(name: str, valid: Mapping[str, object], kind: str) -> str:
     """``name`` when it exists. Raises ``UsageError`` with the nearest one that does."""
     if name in valid:
         return name
-    near = difflib.get_close_matches(name, valid, n=1)
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.9)
     hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(valid))}"
     raise UsageError(f"no {kind} {name!r}: {hint}")
 
 
 def _params(operation: AnyOperation, given: list[str]) -> PluginConfig:
     pairs = {name: value for name, _, value in (item.partition("=") for item in given)}
+    fields = operation.params.model_fields
+    for name in pairs:
+        _nearest(name, fields, f"parameter of {operation.name}")
     try:
         made: PluginConfig = operation.params.model_validate(pairs)
     except ValidationError as exc:
         first = exc.errors(include_input=False, include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        valid = ", ".join(operation.params.model_fields)
-        raise UsageError(f"parameter {name!r} of {operation.name}: {first['msg']}; parameters: {valid}") from exc
+        said = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"parameter {'.'.join(str(part) for part in first['loc'])!r} of {operation.name}: {said}") from exc
     return made
 
 
-def _show(made: Plan, tried: tuple[StepOutcome, ...], database: Service, source: Path) -> None:
+def _show(made: Plan, tried: tuple[StepOutcome, ...], database: Service, again: str) -> None:
     out.print(render.plan(made), markup=False, soft_wrap=True)
     if tried:
         out.print(render.outcomes(tried), markup=False, soft_wrap=True)
     if made.steps and database.fix_dsn is None:
         out.print(f"No dry run, and nothing can be applied: services.{database.name}.fix_dsn is not configured.", soft_wrap=True)
     elif made.steps:
-        command = f"monitor runbook apply {made.name} --plan {made.digest[:12]} --why '…' --config {source}"
+        command = f"{again} --plan {made.digest[:12]} --why '…'"
         out.print(f"To apply exactly this: {command}", markup=False, soft_wrap=True)
+
+
+def _again(operation: str, params: list[str] | None, service: str | None, config: Path) -> str:
+    """The command that applies what these arguments plan, quoted for a shell."""
+    given = [part for param in params or [] for part in ("--param", param)]
+    named = ["--service", service] if service else []
+    return shlex.join(["monitor", "runbook", "apply", operation, *given, *named, "--config", str(config)])
 
 
 def _outcome(outcome: StepOutcome) -> dict[str, object]:

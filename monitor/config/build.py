@@ -134,9 +134,11 @@ def _daily_report(document: Document, channels: Mapping[str, Channel]) -> DailyR
     at: KeyPath = ("reports", "daily")
     raw = document.table(at)
     table = validate(document, DailyTable, raw, at) if isinstance(document.table(("reports",))["daily"], dict) else None
-    if not table:
-        return None
     place = (*at, "channel")
+    if not table:
+        if isinstance(raw.get("channel"), str):  # said at the same time as what else is wrong with the table
+            _check_channel(document, place, raw["channel"])
+        return None
     _check_channel(document, place, table.channel)
     channel = channels.get(table.channel)
     if channel and not isinstance(channel.config, EmailConfig):

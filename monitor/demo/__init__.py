@@ -22,11 +22,14 @@ from monitor.demo.configuration import write_configuration
 from monitor.demo.drills import DrillError, find_drill, run_drill
 from monitor.errors import MonitorError, UsageError
 from services.faults import FaultError
+from services.nginx import find_nginx
 from services.platform import Platform, PlatformError
 from services.ports import Ports
 from services.processes import Child, Guard, ProcessError
 
 UP_WITHIN_S = 20.0
+MARKER = ".monitor-demo"
+"""The file by which a demo knows its own folder again."""
 console = Console(highlight=False)
 
 
@@ -71,7 +74,7 @@ async def run_demo(asked: Demo) -> bool:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
-    passed = True
+    passed = drill is None
     try:
         async with _everything(asked) as (platform, config):
             if drill is not None:
@@ -92,13 +95,8 @@ async def run_demo(asked: Demo) -> bool:
 async def _everything(asked: Demo) -> AsyncIterator[tuple[Platform, Path]]:
     """The platform and the monitor, up; both are stopped at the end, whatever happens."""
     monitor_port, ports = asked.ports()
-    with contextlib.suppress(OSError):
-        shutil.rmtree(asked.folder / "platform")
-    asked.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        listen("127.0.0.1", monitor_port).close()
-    except ListenError as exc:
-        raise ListenError(f"port {monitor_port} of 127.0.0.1 is taken: end what uses it, or choose another with --port") from exc
+    _refuse_taken_ports(asked, monitor_port, ports)
+    _take_folder(asked.folder)
     clock = SystemClock()
     began = clock.monotonic()
     with console.status("starting") as status:
@@ -129,6 +127,29 @@ async def _everything(asked: Demo) -> AsyncIterator[tuple[Platform, Path]]:
             await platform.stop()
 
 
+def _refuse_taken_ports(asked: Demo, monitor_port: int, ports: Ports) -> None:
+    """Before anything is touched: another demo may be running. Raises ``ListenError``."""
+    try:
+        listen("127.0.0.1", monitor_port).close()
+    except ListenError as exc:
+        raise ListenError(f"port {monitor_port} of 127.0.0.1 is taken: end what uses it, or choose others with --ports-from") from exc
+    unused = {name for name, here in (("postgres", asked.dsn is None), ("nginx", find_nginx() is not None)) if not here}
+    if taken := [f"{name} ({port})" for name, port in ports.taken() if name not in unused]:
+        raise ListenError(f"ports of 127.0.0.1 are taken: {', '.join(taken)}: end what uses them, or choose others with --ports-from")
+
+
+def _take_folder(folder: Path) -> None:
+    """Make or empty the demo's folder; never one that a demo did not make. Raises ``DemoError``."""
+    try:
+        if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
+            raise DemoError(f"the folder {folder} is not a demo's and not empty: choose another with --folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARKER).touch()
+        shutil.rmtree(folder / "platform", ignore_errors=True)
+    except OSError as exc:
+        raise DemoError(f"the folder {folder} cannot be used: {exc.strerror}; choose another with --folder") from exc
+
+
 async def _start_monitor(config: Path, folder: Path, port: int, guard: Guard) -> Child:
     log = folder / "monitor.log"
     log.unlink(missing_ok=True)
@@ -149,7 +170,7 @@ async def _start_monitor(config: Path, folder: Path, port: int, guard: Guard) ->
         return False
 
     try:
-        await child.wait_until(is_up, UP_WITHIN_S, "be ready")
+        await child.wait_until(is_up, UP_WITHIN_S, "ready answer")
     except BaseException:
         await asyncio.to_thread(child.stop)
         raise
@@ -164,12 +185,12 @@ def _show_addresses(platform: Platform, port: int, config: Path) -> None:
     for name, url in rows.items():
         table.add_row(name, url)
     console.print(Panel(table, title="look", title_align="left", border_style="green", expand=False))
-    commands = Table(box=None, show_header=False, pad_edge=False)
     shown = config if not config.is_relative_to(Path.cwd()) else config.relative_to(Path.cwd())
+    console.print("\n[bold]try, in another terminal[/]")
     for what, command in (
         ("break it", f"python -m services.faults --root {shown.parent}/platform provoke service-down"),
         ("what is wrong", f"monitor incidents --config {shown}"),
         ("look once", f"monitor check --config {shown}"),
     ):
-        commands.add_row(f"[bold]{what}[/]", f".venv/bin/{command}")
-    console.print(Panel(commands, title="try, in another terminal", title_align="left", border_style="blue", expand=False))
+        console.print(f"  [dim]# {what}[/]\n  .venv/bin/{escape(command)}", soft_wrap=True)
+    console.print()

@@ -68,6 +68,7 @@ def _keep_secrets_in_files(table: dict[str, Any], secrets: dict[str, str], folde
         if isinstance(value, dict) and set(value) == {"env"}:
             path = folder / value["env"]
             path.touch(mode=0o600)
+            path.chmod(0o600)  # also when it was there before
             path.write_text(secrets[value["env"]])
             table[key] = {"file": str(path.resolve())}
         elif isinstance(value, dict):

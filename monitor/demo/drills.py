@@ -30,6 +30,7 @@ PAGED_WITHIN_S = 30.0
 RESOLVED_WITHIN_S = 90.0
 COMMAND_WITHIN_S = 60.0
 POLL_S = 0.05
+PAGER, SLACK = "the pager", "Slack"
 T = TypeVar("T")
 
 
@@ -48,10 +49,10 @@ class Drill:
 
 
 DRILLS = (
-    Drill(find_fault("service-down"), "pager"),
-    Drill(find_fault("service-hang"), "pager"),
-    Drill(find_fault("connections-exhausted"), "pager"),
-    Drill(find_fault("stuck-job"), "slack", operation="cancel-stuck-jobs"),
+    Drill(find_fault("service-down"), PAGER),
+    Drill(find_fault("service-hang"), PAGER),
+    Drill(find_fault("connections-exhausted"), PAGER),
+    Drill(find_fault("stuck-job"), SLACK, operation="cancel-stuck-jobs"),
 )
 
 
@@ -125,9 +126,9 @@ async def _watch_page(drill: Drill, platform: Platform, store: Store, account: A
     account.note("detected: the incident is open", incident.opened_at if incident else None)
     if incident is None:
         return None
-    with console.status(f"waiting for the page at the {drill.told}"):
+    with console.status(f"waiting for the page at {drill.told}"):
         paged = await _within(lambda: _arrived(drill, platform, incident, resolve=False), PAGED_WITHIN_S)
-    account.note(f"the page arrived at the {drill.told}", paged)
+    account.note(f"the page arrived at {drill.told}", paged)
     return incident
 
 
@@ -136,13 +137,11 @@ async def _mend(drill: Drill, platform: Platform, config: Path, incident: Incide
     if drill.operation is None:
         await drill.fault.heal(platform)
         return
-    checks = tomllib.loads(config.read_text())["checks"]
-    param = ("--param", f"older_than={checks['stuck_jobs']['older_than']}")
-    planned = json.loads(await _command("runbook", "plan", drill.operation, *param, "--json", "--config", str(config)))
+    planned = json.loads(await _command("runbook", "plan", drill.operation, "--json", "--config", str(config)))
     console.print(f"  runbook plan: {escape(planned['summary'])}")
     said = ("--plan", planned["digest"], "--who", "drill", "--why", f"drill, incident {incident.id}")
-    await _command("runbook", "apply", drill.operation, *param, *said, "--config", str(config))
-    console.print(f"  runbook apply: done, verified and audited ({len(planned['steps'])} steps)")
+    await _command("runbook", "apply", drill.operation, *said, "--config", str(config))
+    console.print(f"  runbook apply: done, verified and audited (steps: {len(planned['steps'])})")
 
 
 async def _watch_resolve(drill: Drill, platform: Platform, store: Store, incident: Incident, account: Account, console: Console) -> None:
@@ -154,9 +153,9 @@ async def _watch_resolve(drill: Drill, platform: Platform, store: Store, inciden
         after = await _within(resolved, RESOLVED_WITHIN_S)
     account.note("the checks see health: resolved", after.resolved_at if after else None)
     if after is not None:
-        with console.status(f"waiting for the resolve at the {drill.told}"):
+        with console.status(f"waiting for the resolve at {drill.told}"):
             at = await _within(lambda: _arrived(drill, platform, incident, resolve=True), PAGED_WITHIN_S)
-        account.note(f"the resolve arrived at the {drill.told}", at)
+        account.note(f"the resolve arrived at {drill.told}", at)
 
 
 # --- looking ---------------------------------------------------------------------------------------------------------
@@ -164,13 +163,11 @@ async def _watch_resolve(drill: Drill, platform: Platform, store: Store, inciden
 
 async def _arrived(drill: Drill, platform: Platform, incident: Incident, *, resolve: bool) -> float | None:
     """When the page (or its resolve) reached the far end, epoch seconds; None when it has not."""
-    url = platform.pagerduty_url if drill.told == "pager" else platform.slack_url
+    url = platform.pagerduty_url if drill.told == PAGER else platform.slack_url
     trust = ssl.create_default_context(cafile=str(platform.ca_file))
     async with httpx2.AsyncClient(verify=trust, trust_env=False, timeout=5) as http:
         received = (await http.get(f"{url}/_received")).json()
-    return (
-        _paged_at(received, incident.id, resolve=resolve) if drill.told == "pager" else _posted_at(received, incident.id, resolve=resolve)
-    )
+    return _paged_at(received, incident.id, resolve=resolve) if drill.told == PAGER else _posted_at(received, incident.id, resolve=resolve)
 
 
 def _paged_at(received: dict[str, Any], key: str, *, resolve: bool) -> float | None:
@@ -239,11 +236,12 @@ async def _wait(look: Callable[[], Awaitable[bool]], seconds: float, otherwise: 
 
 def _print(drill: Drill, incident: Incident | None, account: Account, store: Store, console: Console) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column()
     table.add_column(justify="right")
     table.add_column()
     for what, seconds in account.rows:
         mark, when = ("[green]✓[/]", f"{seconds:.1f} s") if seconds is not None else ("[red]✗[/]", "never")
-        table.add_row(f"{mark} {when}", escape(what))
+        table.add_row(mark, when, escape(what))
     console.print(table)
     if incident is not None:
         console.print(f"[dim]incident {incident.id}, {incident.severity.name}: {escape(incident.summary)}[/]")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from monitor.clock import Clock
 from monitor.errors import CannotLook
-from monitor.plugins import CheckContext, RunbookContext, Service
+from monitor.plugins import CheckContext, PluginConfig, RunbookContext, Service
 from monitor.probes.http import CurlProbe
 from monitor.probes.logs import LogFiles
 from monitor.probes.postgres import PgSentinel
@@ -23,11 +23,13 @@ class Outside:
         pg = self._sentinel(service) if service.dsn is not None else None
         return CheckContext(service=service, clock=self._clock, http=self._http, pg=pg)
 
-    def runbook_context(self, service: Service, services: Mapping[str, Service]) -> RunbookContext:
+    def runbook_context(self, service: Service, services: Mapping[str, Service], checks: Mapping[str, PluginConfig]) -> RunbookContext:
         """What a diagnosis of this service may touch. Raises ``CannotLook`` when it has no DSN."""
         if service.dsn is None:
             raise CannotLook(f"service {service.name} has no dsn in the configuration")
-        return RunbookContext(service=service, clock=self._clock, pg=self._sentinel(service), logs=LogFiles(), services=services)
+        return RunbookContext(
+            service=service, clock=self._clock, pg=self._sentinel(service), logs=LogFiles(), services=services, checks=checks
+        )
 
     async def adopt(self, services: Mapping[str, Service]) -> None:
         """Close what belongs to services that are gone or changed."""

@@ -25,6 +25,17 @@ _LOCK_DECIDE = 7_201_001
 """PostgreSQL advisory lock: replicas decide one after the other."""
 
 
+_POSTGRES = {
+    "connect_timeout": 5,
+    "options": "-c lock_timeout=5s -c statement_timeout=15s -c idle_in_transaction_session_timeout=30s",
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+"""Every wait has an end: the one store thread must not be held by a lock or a silent network."""
+
+
 class Database:
     """An open state database. ``place`` names it in messages, without a password."""
 
@@ -38,7 +49,7 @@ class Database:
             self._engine = create_engine(parsed, connect_args={"timeout": busy_timeout_s, "check_same_thread": False})
             _configure_sqlite(self._engine)
         else:
-            self._engine = create_engine(parsed, pool_size=2, max_overflow=2, pool_pre_ping=True, connect_args={"connect_timeout": 5})
+            self._engine = create_engine(parsed, pool_size=2, max_overflow=2, pool_pre_ping=True, connect_args=_POSTGRES)
 
     def upgrade(self) -> None:
         """Bring the schema to the newest version, once, whoever else starts at the same moment. Raises ``StoreError``."""
@@ -81,6 +92,8 @@ class Database:
             yield
         except SQLAlchemyError as exc:
             raise StoreError(f"state {self.place}: {_explain(exc)}") from exc
+        except (UnicodeError, OverflowError) as exc:
+            raise StoreError(f"state {self.place}: a text or number that cannot be stored: {type(exc).__name__}") from exc
 
 
 def open_readable(path: Path) -> None:

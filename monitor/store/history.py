@@ -108,6 +108,12 @@ class ReportLog:
         with self._database.read() as connection:
             return tuple(connection.execute(query.order_by(reports.c.period)).scalars())
 
+    def take(self, period: str, now: datetime, until: datetime) -> bool:
+        """Take a due period for one attempt: nobody else tries before ``until``. False when it is not due any more."""
+        due = (reports.c.period == period, reports.c.state == "due", reports.c.next_attempt_at <= now)
+        with self._database.write() as connection:
+            return connection.execute(update(reports).where(*due).values(next_attempt_at=until)).rowcount == 1
+
     def sent(self, period: str, now: datetime) -> None:
         with self._database.write() as connection:
             values = {"state": "sent", "sent_at": now, "attempts": reports.c.attempts + 1, "last_error": None}
@@ -124,6 +130,9 @@ class ReportLog:
         with self._database.read() as connection:
             newest: str | None = connection.execute(query).scalar()
             return newest
+
+
+_AUDIT = tuple(audit.c[name] for name in ("at", "plan", "digest", "phase", "who", "why", "detail"))
 
 
 class AuditJournal:
@@ -145,10 +154,15 @@ class AuditJournal:
         with self._database.write() as connection:
             connection.execute(insert(audit).values(row))
 
+    def newest(self, limit: int = 200) -> tuple[AuditEntry, ...]:
+        """The newest entries of all plans, oldest first."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(*_AUDIT).order_by(audit.c.id.desc()).limit(limit)).mappings().all()
+            return tuple(AuditEntry(**dict(row)) for row in reversed(rows))
+
     def entries(self, plan: str, since: datetime) -> tuple[AuditEntry, ...]:
         """Entries of a plan since a moment, oldest first."""
-        columns = [audit.c[name] for name in ("at", "plan", "digest", "phase", "who", "why", "detail")]
-        query = select(*columns).where(audit.c.plan == plan, audit.c.at >= since).order_by(audit.c.id)
+        query = select(*_AUDIT).where(audit.c.plan == plan, audit.c.at >= since).order_by(audit.c.id)
         with self._database.read() as connection:
             return tuple(AuditEntry(**dict(row)) for row in connection.execute(query).mappings())
 

@@ -41,23 +41,12 @@ class Outbox:
 
         ``skip`` names channels that have no room now. A follow-up whose trigger never arrived is put aside as dead.
         """
-        earlier = aliased(outbox)
-        blocked = (
-            select(earlier.c.id)
-            .where(
-                earlier.c.incident_id == outbox.c.incident_id,
-                earlier.c.channel == outbox.c.channel,
-                earlier.c.id < outbox.c.id,
-                earlier.c.state == "pending",
-            )
-            .exists()
-        )
         due = and_(
             outbox.c.state == "pending",
             outbox.c.next_attempt_at <= now,
             or_(outbox.c.lease_until.is_(None), outbox.c.lease_until <= now),
             outbox.c.channel.not_in(skip),
-            ~blocked,
+            ~_blocked(),
         )
         query = select(outbox).where(due).order_by(outbox.c.severity, outbox.c.id).limit(limit)
         claimed: list[Notification] = []
@@ -132,7 +121,7 @@ class Outbox:
         """When the next pending row may be tried, or None when nothing waits."""
         later: Any = func.max if self._database.is_sqlite else func.greatest
         ready = later(outbox.c.next_attempt_at, func.coalesce(outbox.c.lease_until, outbox.c.next_attempt_at))
-        query = select(func.min(ready, type_=outbox.c.next_attempt_at.type)).where(outbox.c.state == "pending")
+        query = select(func.min(ready, type_=outbox.c.next_attempt_at.type)).where(outbox.c.state == "pending", ~_blocked())
         with self._database.read() as connection:
             due: datetime | None = connection.execute(query).scalar()
             return due
@@ -141,6 +130,13 @@ class Outbox:
         where = and_(outbox.c.id == row_id, outbox.c.state == "pending") if owner is None else _mine(row_id, owner)
         changes = {"finished_at": now, "lease_until": None, "lease_owner": None, **values}
         return connection.execute(update(outbox).where(where).values(changes)).rowcount == 1
+
+
+def _blocked() -> Any:
+    """Whether an earlier row of the same (incident, channel) is unfinished."""
+    earlier = aliased(outbox)
+    same = (earlier.c.incident_id == outbox.c.incident_id, earlier.c.channel == outbox.c.channel)
+    return select(earlier.c.id).where(*same, earlier.c.id < outbox.c.id, earlier.c.state == "pending").exists()
 
 
 def _mine(row_id: int, owner: str) -> Any:

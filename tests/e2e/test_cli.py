@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -116,12 +117,17 @@ async def test_the_runbook_diagnoses_plans_and_applies_only_what_was_shown(platf
         changed = await monitor(config, "runbook", "apply", "cancel-stuck-jobs", *quick, "--why", "test", "--plan", "0" * 64)
         assert changed.returncode == 1
         assert "refused" in changed.stderr
-        done = await monitor(config, "runbook", "apply", "cancel-stuck-jobs", *quick, "--why", "test", "--plan", planned["digest"][:12])
+        shown = (await monitor(config, "runbook", "plan", "cancel-stuck-jobs", *quick)).stdout
+        line = next(line for line in shown.splitlines() if "monitor runbook apply" in line)
+        printed = shlex.split(line[line.index("monitor runbook apply") :])[1:]  # exactly what a person would copy
+        done = await monitor(config, *printed[: printed.index("--config")], *printed[printed.index("--config") + 2 :])
         assert done.returncode == 0, done.stdout + done.stderr
     finally:
         await fault.heal(platform)
     diagnosed = await monitor(config, "runbook", "diagnose", "inc-003")
     assert diagnosed.returncode == 0, diagnosed.stdout + diagnosed.stderr
+    audit = json.loads((await monitor(config, "runbook", "audit", "--json")).stdout)
+    assert [entry["phase"] for entry in audit][-3:] == ["intent", "applied", "verified"]
     undiagnosed = await monitor(config, "runbook", "diagnose", "INC-001")
     assert "First step" in undiagnosed.stderr
 

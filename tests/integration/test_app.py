@@ -112,6 +112,7 @@ async def test_hangup_reloads_and_a_removed_check_ends_its_incident(running: Run
     await running.target.down()
     await until_async(lambda: running.metric('monitor_incidents{severity="P1",state="open"} 1'))
     running.rewrite("[checks.http_health]", "[checks.renamed]\ncheck = 'http_health'")
+    running.rewrite("fail_after = 1", "fail_after = 1000")
     running.process.send_signal(signal.SIGHUP)
     await until(lambda: "no longer watched" in running.log())
 

@@ -14,7 +14,7 @@ from monitor.config.settings import CheckInstance, Settings
 from monitor.delivery import BACKOFF_MOST_S, Delivery, retry_at
 from monitor.domain import CheckResult, Notification, Observed
 from monitor.engine import Engine, acknowledge
-from monitor.errors import DeliveryError
+from monitor.errors import DeliveryError, StoreError
 from monitor.plugins import CheckContext
 from monitor.runner import Runner
 from monitor.store import Store, StoreThread
@@ -202,7 +202,7 @@ async def test_a_check_that_leaves_the_configuration_ends_its_incident(tmp_path:
         switch.down = True
         await world.look(switch.subject, 2)
         await until(lambda: inbox.said() == ["triggered"])
-        await world.engine.reconfigure(settings(tmp_path, other, page=inbox))
+        world.engine.reconfigure(settings(tmp_path, other, page=inbox))
         await until(lambda: inbox.said() == ["triggered", "resolved"])
         assert "look/auth" not in world.engine.latest
 
@@ -221,6 +221,62 @@ async def test_while_the_state_cannot_be_written_checking_goes_on_and_nothing_is
         holder.execute("ROLLBACK")
         holder.close()
         await world.look(switch.subject, 2)
+        await until(lambda: inbox.said() == ["triggered"])
+        assert world.engine.store_error is None
+
+
+async def test_a_check_that_was_removed_while_it_ran_pages_nobody(tmp_path: Path) -> None:
+    release, running_now = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: CheckContext) -> Observed:
+        running_now.set()
+        await release.wait()
+        return Observed(findings=(DOWN("gone"),))
+
+    subject, other, inbox = instance(slow), instance(Switch().look, service="data"), Inbox()
+    async with running(settings(tmp_path, subject, other, page=inbox)) as world:
+        late = asyncio.create_task(world.engine.run(subject))
+        await running_now.wait()
+        world.engine.reconfigure(settings(tmp_path, other, page=inbox))
+        release.set()
+        assert await late is False
+        assert world.store.incidents.list(unresolved=False) == ()
+        assert "look/auth" not in world.engine.latest
+
+
+async def test_a_store_that_fails_after_the_commit_leaves_no_incident_open(tmp_path: Path) -> None:
+    switch, inbox = Switch(), Inbox()
+    async with running(settings(tmp_path, switch.subject, page=inbox)) as world:
+        switch.down = True
+        await world.look(switch.subject)
+        whole = world.store.incidents.live_instances
+
+        def fails() -> frozenset[str]:
+            world.store.incidents.live_instances = whole  # type: ignore[method-assign]
+            raise StoreError("the answer was lost")
+
+        world.store.incidents.live_instances = fails  # type: ignore[method-assign]
+        await world.look(switch.subject)
+        await until(lambda: inbox.said() == ["triggered"])
+        switch.down = False
+        await world.look(switch.subject, 2)
+        await until(lambda: inbox.said() == ["triggered", "resolved"])
+
+
+@pytest.mark.parametrize("junk", ["lone \ud800 surrogate", "a \0 in it", "x" * 100_000])
+async def test_texts_that_no_store_can_carry_are_made_fit(tmp_path: Path, junk: str) -> None:
+    async def look(_: CheckContext) -> Observed:
+        return Observed(findings=(DOWN(junk, labels={"where": junk}, facts={"what": junk}),))
+
+    async def refuse(_: Notification) -> None:
+        raise DeliveryError(junk, retryable=True)
+
+    subject, inbox = instance(look), Inbox(answer=refuse)
+    async with running(settings(tmp_path, subject, page=inbox)) as world:
+        await world.look(subject, 2)
+        await until(lambda: ("page", "retried") in world.outcomes)
+        inbox.answer = None
+        await world.wait(10)
         await until(lambda: inbox.said() == ["triggered"])
         assert world.engine.store_error is None
 

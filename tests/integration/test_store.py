@@ -132,6 +132,22 @@ def test_a_released_row_is_free_at_once_and_a_retried_one_waits(store: Store) ->
     assert (queue.pending, queue.dead, queue.oldest, queue.last_error) == (1, 0, T0, "429")
 
 
+def test_a_row_that_waits_for_the_one_before_is_not_due(store: Store) -> None:
+    put(store, result(Outcome.FOUND))
+    put(store, result(Outcome.OK))
+    for row in claim(store):
+        store.outbox.retry(row, "me", "429", T0 + timedelta(hours=1))
+    assert store.outbox.next_due() == T0 + timedelta(hours=1)
+
+
+def test_a_period_is_taken_once(store: Store) -> None:
+    store.reports.want("daily/2026-03-01", T0)
+    later = T0 + timedelta(minutes=5)
+    assert store.reports.take("daily/2026-03-01", T0, later)
+    assert not store.reports.take("daily/2026-03-01", T0, later)
+    assert store.reports.take("daily/2026-03-01", later, later + timedelta(minutes=5))
+
+
 def test_the_resolve_of_a_trigger_that_never_arrived_is_not_sent(store: Store) -> None:
     put(store, result(Outcome.FOUND))
     for row in claim(store):

@@ -53,8 +53,9 @@ def test_wrong_parameters_are_named(given: dict[str, object], field: str) -> Non
     assert [error["loc"][0] for error in raised.value.errors()] == [field]
 
 
-def test_the_runbooks_threshold_is_the_default() -> None:
-    assert CancelStuckJobs() == CancelStuckJobs.model_validate({"older_than": "30m", "limit": "10"})
+def test_without_a_threshold_the_checks_own_is_taken() -> None:
+    assert CancelStuckJobs().older_than is None
+    assert CancelStuckJobs.model_validate({"older_than": "30m"}).older_than == 1800
 
 
 @pytest.mark.parametrize(

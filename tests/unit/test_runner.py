@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from monitor.clock import SystemClock
-from monitor.domain import FindingKind, Metric, Observed, Outcome, Severity
+from monitor.domain import Finding, FindingKind, Metric, Observed, Outcome, Severity
 from monitor.errors import CannotLook
 from monitor.plugins import CheckContext
 from monitor.runner import MAX_FINDINGS, Runner
@@ -42,6 +42,18 @@ async def undeclared(_: CheckContext) -> Observed:
     return Observed(samples=(Metric("monitor_other", "x")(1),), findings=(other("x"),))
 
 
+async def wrong_severity(_: CheckContext) -> Observed:
+    return Observed(findings=(DOWN("x", severity="P1"),))  # type: ignore[arg-type]
+
+
+async def no_facts(_: CheckContext) -> Observed:
+    return Observed(findings=(Finding(DOWN, (), "x", None),))  # type: ignore[arg-type]
+
+
+async def no_text(_: CheckContext) -> Observed:
+    return Observed(findings=(DOWN({"a": 1}),))  # type: ignore[arg-type]
+
+
 async def endless(_: CheckContext) -> Observed:
     return Observed(findings=(DOWN("x"),) * (MAX_FINDINGS + 1))
 
@@ -64,6 +76,9 @@ async def cancels_itself(_: CheckContext) -> Observed:
         (cannot, Outcome.BLIND, "grant pg_monitor to mon"),
         (junk, Outcome.BLIND, "the check returned dict instead of Observed"),
         (undeclared, Outcome.BLIND, "the check returned what it did not declare: Other, monitor_other"),
+        (wrong_severity, Outcome.BLIND, "of the wrong type"),
+        (no_facts, Outcome.BLIND, "not pairs of texts"),
+        (no_text, Outcome.BLIND, "of the wrong type"),
         (endless, Outcome.BLIND, "more than 2000 samples or 200 findings"),
         (hangs, Outcome.BLIND, "no answer within its timeout of 0.05 s"),
         (cancels_itself, Outcome.BLIND, "the check cancelled itself"),
