@@ -23,12 +23,14 @@ class Outside:
         pg = self._sentinel(service) if service.dsn is not None else None
         return CheckContext(service=service, clock=self._clock, http=self._http, pg=pg)
 
-    def runbook_context(self, service: Service, services: Mapping[str, Service], checks: Mapping[str, PluginConfig]) -> RunbookContext:
+    def runbook_context(
+        self, service: Service, services: Mapping[str, Service], checks: Mapping[str, PluginConfig] | None = None
+    ) -> RunbookContext:
         """What a diagnosis of this service may touch. Raises ``CannotLook`` when it has no DSN."""
         if service.dsn is None:
             raise CannotLook(f"service {service.name} has no dsn in the configuration")
         return RunbookContext(
-            service=service, clock=self._clock, pg=self._sentinel(service), logs=LogFiles(), services=services, checks=checks
+            service=service, clock=self._clock, pg=self._sentinel(service), logs=LogFiles(), services=services, checks=checks or {}
         )
 
     async def adopt(self, services: Mapping[str, Service]) -> None:
