@@ -264,15 +264,13 @@ def test_dotenv_is_read_and_errors_name_the_line(tmp_path: Path) -> None:
         read_dotenv(path)
 
 
-def test_a_dead_background_loop_ends_the_process(shop: Platform) -> None:
-    data = shop.start("data", LOG_DIR=str(shop.folder / "dead-loop"))
-    # The worker's own statement becomes impossible: not an outage, but a bug, which must not go unseen.
-    shop.query("ALTER TABLE processing_jobs RENAME COLUMN worker TO labourer")
-    try:
+def test_a_dead_background_loop_ends_the_process(database18: str, tmp_path: Path) -> None:
+    with platform(database18, tmp_path) as own:  # not the shared one: its data service would die of the same
+        data = own.start("data")
+        # The worker's own statement becomes impossible: not an outage, but a bug, which must not go unseen.
+        own.query("ALTER TABLE processing_jobs RENAME COLUMN worker TO labourer")
         assert data.process.wait(15) is not None
-    finally:
-        shop.query("ALTER TABLE processing_jobs RENAME COLUMN labourer TO worker")
-    assert "a background loop died" in (shop.folder / "dead-loop" / "data-service-error.log").read_text()
+        assert "a background loop died" in (own.logs / "data-service-error.log").read_text()
 
 
 def test_logins_in_parallel(services: dict[str, Running]) -> None:
