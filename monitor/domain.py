@@ -105,6 +105,8 @@ class FindingKind:
     severity: Severity
     incident: str | None
     help: str
+    fells: bool = False
+    """Whether what depends on the service cannot work while this is found: it is then the cause of their findings."""
 
     def __call__(
         self,
@@ -114,9 +116,13 @@ class FindingKind:
         labels: Mapping[str, object] | None = None,
         facts: Mapping[str, object] | None = None,
         severity: Severity | None = None,
+        value: float | None = None,
     ) -> "Finding":
-        """Make a finding: ``summary`` is one line for a person, ``labels`` its identity, ``facts`` its evidence."""
-        return Finding(self, pairs(labels or {}), summary, tuple((k, str(v)) for k, v in (facts or {}).items()), severity)
+        """Make a finding: ``summary`` is one line for a person, ``labels`` its identity, ``facts`` its evidence.
+
+        ``value`` is the number that was compared with the threshold, in the threshold's unit.
+        """
+        return Finding(self, pairs(labels or {}), summary, tuple((k, str(v)) for k, v in (facts or {}).items()), severity, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +138,8 @@ class Finding:
     facts: tuple[tuple[str, str], ...] = ()
     severity: Severity | None = None
     """Overrides the kind's severity for this finding."""
+    value: float | None = None
+    """The number that was compared with the threshold, in the threshold's unit: what severity rules look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +148,8 @@ class Observed:
 
     samples: tuple[Sample, ...] = ()
     findings: tuple[Finding, ...] = ()
+    keep: object = None
+    """What the next run of the same instance gets back as ``ctx.kept``: JSON values only, at most 256 KiB. None keeps what is kept."""
 
 
 @dataclass(frozen=True, slots=True)

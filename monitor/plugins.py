@@ -8,6 +8,7 @@ import re
 import stat
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Generic, Protocol, TypeVar
@@ -26,7 +27,7 @@ from monitor.domain import (
     Receipt,
 )
 from monitor.errors import PluginError
-from monitor.probes_contract import HttpProbe, Postgres
+from monitor.probes_contract import Heartbeats, Host, HttpProbe, LogReader, Postgres
 
 # --- configuration of plugins ----------------------------------------------------------------------------------------
 
@@ -148,6 +149,12 @@ class Service:
     log: str | None = None
     """Path of the service's log file."""
     error_log: str | None = None
+    access_log: str | None = None
+    """Path of the access log, of a web server."""
+    instances: tuple[str, ...] = ()
+    """Base URLs of the single instances behind ``url``."""
+    depends_on: tuple[str, ...] = ()
+    """Names of the services without which this one cannot work."""
 
 
 def one_line(text: str, *, limit: int = 200) -> str:
@@ -160,6 +167,16 @@ def one_line(text: str, *, limit: int = 200) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What the previous run of the same instance that could look left behind; it survives restarts of the monitor."""
+
+    at: datetime
+    """When that run began, by the wall clock, which may have been set since."""
+    value: Any
+    """``Observed.keep`` after a round through JSON: tuples are lists, keys are text."""
+
+
+@dataclass(frozen=True, slots=True)
 class CheckContext:
     """What a check may touch. Nothing else."""
 
@@ -168,6 +185,13 @@ class CheckContext:
     http: HttpProbe
     pg: Postgres | None
     """Present when the service has a ``dsn``."""
+    logs: LogReader
+    host: Host
+    heartbeats: Heartbeats
+    kept: Kept | None = None
+    """For checks that compare with their previous run; None at the first. A check holds no state of its own."""
+    name: str = ""
+    """Name of the instance's table ``[checks.NAME]``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +208,10 @@ class Check(Generic[ConfigT]):
     run: Callable[[CheckContext, ConfigT], Awaitable[Observed]]
     blind: str
     """What BLIND means for this check, for the generated documentation."""
+    why: str = ""
+    """Why this is looked at: what goes wrong for users when nobody does. One to three sentences, for the documentation."""
+    privileges: str = ""
+    """What the check needs to be allowed to see, and how to grant it; empty when nothing special."""
 
 
 AnyCheck = Check[Any]
@@ -197,6 +225,8 @@ def check(
     finds: Sequence[FindingKind] = (),
     needs: Sequence[str] = (),
     blind: str = "",
+    why: str = "",
+    privileges: str = "",
 ) -> Callable[[Callable[[CheckContext, ConfigT], Awaitable[Observed]]], Check[ConfigT]]:
     """Declare ``async def f(ctx, cfg) -> Observed`` a check. Its docstring is its help. Importing registers nothing.
 
@@ -214,6 +244,8 @@ def check(
             needs=tuple(needs),
             run=run,
             blind=blind,
+            why=why,
+            privileges=privileges,
         )
 
     return declare

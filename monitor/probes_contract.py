@@ -1,10 +1,11 @@
-"""What checks see of the outside world: HTTP exchanges and a watched PostgreSQL, as values and protocols.
+"""What checks see of the outside world: HTTP exchanges, a watched PostgreSQL, log files, this host, heartbeats, as values and protocols.
 
 The implementations are in ``monitor/probes/``; checks know only these types.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, LiteralString, Protocol
 
@@ -127,4 +128,150 @@ class Postgres(Protocol):
 
     async def login(self) -> Login:
         """Open and close one fresh connection as the canary role. Failures are values."""
+        ...
+
+
+# --- log files -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LogPosition:
+    """How far a log file was read. It names the file by inode, so that it is found again after a rotation."""
+
+    inode: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogPiece:
+    """What was added to a log since a position, in whole lines, decoded with replacement characters, without their ends."""
+
+    lines: tuple[str, ...]
+    position: LogPosition
+    """Where the next reading goes on."""
+    size_bytes: int
+    """Of the current file."""
+    rotated: bool = False
+    """Another file took the place of the one read before; what was left in that one is in ``lines`` when it could be found."""
+    truncated: bool = False
+    """The file became shorter than what was read of it."""
+    missed_bytes: int = 0
+    """Left out because it was too much, or because the rotated file is gone."""
+    more: bool = False
+    """There is more to read at once."""
+
+
+class LogReader(Protocol):
+    """Read access to the log files named in the configuration."""
+
+    async def read_on(self, path: str, position: LogPosition | None, *, max_bytes: int = 8_388_608) -> LogPiece:
+        """What was added since ``position``; without one, the last ``max_bytes`` of the file. Raises ``CannotLook``."""
+        ...
+
+
+# --- the host --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """The file system that holds a path. ``free_bytes`` and ``free_inodes`` are what an ordinary user may still take."""
+
+    device: str
+    mount_point: str
+    total_bytes: int
+    free_bytes: int
+    total_inodes: int
+    """0 where the file system has no fixed number."""
+    free_inodes: int
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    total_bytes: int
+    available_bytes: int
+    swap_total_bytes: int
+    swap_used_bytes: int
+    oom_kills: int | None
+    """Processes that the kernel killed for want of memory since it was started; None where it does not tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """``per_minute``, ``per_five`` and ``per_fifteen`` are the load averages; files are open file handles of the whole system."""
+
+    per_minute: float
+    per_five: float
+    per_fifteen: float
+    cpus: int
+    open_files: int | None
+    max_open_files: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class HostProcess:
+    pid: int
+    command: str
+    """Its command line on one line."""
+    started_at: datetime
+    rss_bytes: int
+    cpu_s: float
+    """User and system time since its start."""
+    open_files: int | None
+    """None when this user may not count them."""
+    max_open_files: int | None
+    listens_on: tuple[int, ...]
+    """TCP ports; empty as well when this user may not see them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A systemd unit."""
+
+    name: str
+    active: str
+    """active, inactive, failed, activating …"""
+    sub: str
+    restarts: int
+    result: str
+
+
+class Host(Protocol):
+    """The machine that the monitor runs on. Every method raises ``CannotLook`` when it could not see."""
+
+    async def disk(self, path: str) -> Disk: ...
+
+    async def memory(self) -> Memory: ...
+
+    async def load(self) -> Load: ...
+
+    async def processes(self, text: str) -> tuple[HostProcess, ...]:
+        """Those whose command line contains ``text``, the monitor itself left out."""
+        ...
+
+    async def unit(self, name: str) -> Unit: ...
+
+
+# --- heartbeats ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What is known of one heartbeat. Times are None until the first ping of that kind."""
+
+    known_since: datetime
+    success_at: datetime | None = None
+    started_at: datetime | None = None
+    failed_at: datetime | None = None
+    exit_code: int | None = None
+    """Of the last ping that gave one."""
+    duration_s: float | None = None
+    """Of the last run whose start and end were both pinged."""
+    body: str = ""
+    """What the last ping sent with it, cut."""
+
+
+class Heartbeats(Protocol):
+    async def of(self, check: str) -> Beat:
+        """The heartbeat of ``[checks.CHECK]``. Raises ``CannotLook`` when the monitor's state cannot be read."""
         ...

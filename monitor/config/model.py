@@ -50,6 +50,12 @@ class ServiceTable(Table):
     )
     log: LocalPath | None = Field(default=None, description="The service's log file.")
     error_log: LocalPath | None = Field(default=None, description="The service's error log file.")
+    access_log: LocalPath | None = Field(default=None, description="The access log file of a web server.")
+    instances: tuple[Url, ...] = Field(default=(), description="Base URLs of the single instances behind `url`.")
+    depends_on: tuple[str, ...] = Field(
+        default=(),
+        description="Services without which this one cannot work: while one of them is down, findings here join its incident.",
+    )
 
 
 class CheckTable(Table):

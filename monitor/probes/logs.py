@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from monitor.errors import CannotLook
 from monitor.plugins import one_line
+from monitor.probes_contract import LogPiece, LogPosition
 
 BLOCK_BYTES = 65_536
 LOOK_BACK_BYTES = 268_435_456
@@ -49,6 +50,9 @@ class LogFiles:
             raise CannotLook(f"the log file {path} cannot be read: {exc.strerror or exc}") from exc
         finally:
             stop = True
+
+    async def read_on(self, path: str, position: LogPosition | None, *, max_bytes: int = 8_388_608) -> LogPiece:
+        raise CannotLook("logs cannot be read on yet")
 
 
 def _open(path: str) -> BinaryIO:

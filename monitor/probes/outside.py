@@ -4,24 +4,39 @@ from collections.abc import Mapping
 
 from monitor.clock import Clock
 from monitor.errors import CannotLook
-from monitor.plugins import CheckContext, PluginConfig, RunbookContext, Service
+from monitor.plugins import CheckContext, Kept, PluginConfig, RunbookContext, Service
+from monitor.probes.heartbeats import NoHeartbeats
+from monitor.probes.host import LocalHost
 from monitor.probes.http import CurlProbe
 from monitor.probes.logs import LogFiles
 from monitor.probes.postgres import PgSentinel
+from monitor.probes_contract import Heartbeats
 
 
 class Outside:
     """Hands out contexts for checks and the runbook; a database's connection is opened at its first use."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, heartbeats: Heartbeats | None = None) -> None:
         self._clock = clock
+        self._heartbeats = heartbeats or NoHeartbeats()
+        self._logs = LogFiles()
+        self._host = LocalHost()
         self._http = CurlProbe(clock)
         self._sentinels: dict[Service, PgSentinel] = {}
 
-    def check_context(self, service: Service) -> CheckContext:
+    def check_context(self, service: Service, *, name: str = "", kept: Kept | None = None) -> CheckContext:
         """What a check on this service may touch. Raises ``CannotLook`` when the service's DSN is no connection string."""
-        pg = self._sentinel(service) if service.dsn is not None else None
-        return CheckContext(service=service, clock=self._clock, http=self._http, pg=pg)
+        return CheckContext(
+            service=service,
+            clock=self._clock,
+            http=self._http,
+            pg=self._sentinel(service) if service.dsn is not None else None,
+            logs=self._logs,
+            host=self._host,
+            heartbeats=self._heartbeats,
+            kept=kept,
+            name=name,
+        )
 
     def runbook_context(
         self, service: Service, services: Mapping[str, Service], checks: Mapping[str, PluginConfig] | None = None
@@ -30,7 +45,7 @@ class Outside:
         if service.dsn is None:
             raise CannotLook(f"service {service.name} has no dsn in the configuration")
         return RunbookContext(
-            service=service, clock=self._clock, pg=self._sentinel(service), logs=LogFiles(), services=services, checks=checks or {}
+            service=service, clock=self._clock, pg=self._sentinel(service), logs=self._logs, services=services, checks=checks or {}
         )
 
     async def adopt(self, services: Mapping[str, Service]) -> None:

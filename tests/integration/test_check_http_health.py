@@ -11,8 +11,9 @@ from checks.http_health import Config, http_health
 from monitor.clock import SystemClock
 from monitor.domain import Observed
 from monitor.errors import CannotLook
-from monitor.plugins import CheckContext, Service
+from monitor.plugins import Service
 from monitor.probes.http import CurlProbe
+from tests.support.looking import with_parts
 
 
 @dataclass
@@ -70,7 +71,7 @@ async def probe() -> AsyncIterator[CurlProbe]:
 
 async def look(probe: CurlProbe, port: int, config: Config | None = None, *, host: str = "127.0.0.1") -> Observed:
     service = Service("analytics", url=f"http://{host}:{port}")
-    ctx = CheckContext(service=service, clock=SystemClock(), http=probe, pg=None)
+    ctx = with_parts(service, http=probe)
     return await http_health.run(ctx, config or Config(expect_json={"status": "healthy"}))
 
 

@@ -19,6 +19,7 @@ from monitor.plugins import CheckContext, Service
 from monitor.probes.http import CurlProbe
 from monitor.probes.postgres import PgSentinel
 from services.cluster import Cluster
+from tests.support.looking import with_parts
 from tests.support.postgres import PASSWORD, execute, leaked, small_cluster
 
 
@@ -46,7 +47,7 @@ async def watched(cluster: Cluster, http: CurlProbe, *, user: str = "watcher", c
     clock = SystemClock()
     sentinel = PgSentinel(dsn, canary_dsn, clock, timeout_s=1.5)
     try:
-        yield CheckContext(service=Service("postgres", dsn=dsn, canary_dsn=canary_dsn), clock=clock, http=http, pg=sentinel)
+        yield with_parts(Service("postgres", dsn=dsn, canary_dsn=canary_dsn), clock=clock, http=http, pg=sentinel)
     finally:
         await sentinel.close()
 

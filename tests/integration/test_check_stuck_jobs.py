@@ -15,6 +15,7 @@ from monitor.errors import CannotLook
 from monitor.plugins import CheckContext, Service
 from monitor.probes.http import CurlProbe
 from monitor.probes.postgres import PgSentinel
+from tests.support.looking import with_parts
 
 RUNBOOK = """
 CREATE TABLE public.processing_jobs (
@@ -35,7 +36,7 @@ async def ctx(database: str) -> AsyncIterator[CheckContext]:
     clock = SystemClock()
     http = CurlProbe(clock)
     sentinel = PgSentinel(SecretStr(database), None, clock)
-    yield CheckContext(service=Service("postgres", dsn=SecretStr(database)), clock=clock, http=http, pg=sentinel)
+    yield with_parts(Service("postgres", dsn=SecretStr(database)), clock=clock, http=http, pg=sentinel)
     await sentinel.close()
     await http.close()
 
@@ -127,7 +128,7 @@ async def test_missing_rights_are_named_with_the_grant(database: str, ctx: Check
     role = f"poor_{conninfo_to_dict(database)['dbname']}"
     run_sql(database, RUNBOOK, f"CREATE ROLE {role} LOGIN IN ROLE pg_monitor", "CREATE SCHEMA closed", "CREATE TABLE closed.jobs (a int)")
     sentinel = PgSentinel(SecretStr(f"{database} user={role}"), None, SystemClock())
-    poor = CheckContext(service=ctx.service, clock=ctx.clock, http=ctx.http, pg=sentinel)
+    poor = with_parts(ctx.service, clock=ctx.clock, http=ctx.http, pg=sentinel)
     try:
         with pytest.raises(CannotLook, match=rf"GRANT SELECT ON public\.processing_jobs TO {role}"):
             await look(poor)

@@ -18,6 +18,7 @@ from monitor.errors import DeliveryError, StoreError
 from monitor.plugins import CheckContext
 from monitor.runner import Runner
 from monitor.store import Store, StoreThread
+from tests.support.looking import with_parts
 from tests.support.world import DOWN, Inbox, ManualClock, instance, settings, until
 
 
@@ -44,7 +45,7 @@ class Running:
         self.delivery = Delivery(
             chosen, store=self.store, thread=self.thread, clock=self.clock, on_outcome=lambda *what: self.outcomes.append(what)
         )
-        context = lambda inst: CheckContext(service=inst.service, clock=self.clock, http=None, pg=None)  # type: ignore[arg-type]  # noqa: E731
+        context = lambda inst: with_parts(inst.service, clock=self.clock)  # noqa: E731
         self.engine = Engine(
             chosen,
             store=self.store,

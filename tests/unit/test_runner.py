@@ -9,12 +9,13 @@ from monitor.domain import Finding, FindingKind, Metric, Observed, Outcome, Seve
 from monitor.errors import CannotLook
 from monitor.plugins import CheckContext
 from monitor.runner import MAX_FINDINGS, Runner
+from tests.support.looking import with_parts
 from tests.support.world import DOWN, UP, Look, instance
 
 
 def runner() -> Runner:
     clock = SystemClock()
-    return Runner(clock, lambda inst: CheckContext(service=inst.service, clock=clock, http=None, pg=None))  # type: ignore[arg-type]
+    return Runner(clock, lambda inst: with_parts(inst.service, clock=clock))
 
 
 async def fine(_: CheckContext) -> Observed:
