@@ -41,6 +41,8 @@ class Policy:
     alert: AlertPolicy
     chains: Mapping[Severity, tuple[EscalationStep, ...]]
     guides: Mapping[str, Guide] = field(default_factory=dict)
+    depends_on: frozenset[str] = frozenset()
+    """Check instances whose alerts, of whatever kind, are the cause of this instance's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +50,13 @@ class Known:
     """What is remembered before a decision.
 
     ``alerts`` are those of the instance and of every group it touches, in PENDING or FIRING; ``incidents`` the unresolved ones of
-    those groups, by group.
+    those groups and of the causes' groups, by group. ``causes`` are live alerts of what the instance depends on: they fell the
+    instance's own service or one it depends on, or belong to a check it depends on.
     """
 
     alerts: tuple[Alert, ...] = ()
     incidents: Mapping[str, Incident] = field(default_factory=dict)
+    causes: tuple[Alert, ...] = ()
 
 
 def decide(known: Known, result: CheckResult, policy: Policy, now: datetime) -> Decision:
@@ -61,8 +65,10 @@ def decide(known: Known, result: CheckResult, policy: Policy, now: datetime) -> 
     BLIND neither raises nor clears what the check watches; it only feeds the check's own ``CheckBlind`` alert, which any run that could
     look clears. An incident opens when the first alert of its group fires and resolves when the last one does.
     """
-    changed = _judge_alerts(known, result, policy.alert, now)
-    return _fold(known, changed, policy, now)
+    was = {alert.fingerprint: alert for alert in known.alerts}
+    judged = _judge_alerts(known, result, policy.alert, now)
+    changed = [_attribute(was.get(alert.fingerprint), alert, known, policy) for alert in judged]
+    return _fold(known, tuple(alert for alert in changed if alert != was.get(alert.fingerprint)), policy, now)
 
 
 def retire(known: Known, instance: str, policy: Policy, now: datetime) -> Decision:
@@ -78,10 +84,10 @@ def finding_labels(result: CheckResult, finding: Finding) -> tuple[tuple[str, st
 
 def groups_of(result: CheckResult) -> set[str]:
     """Every group the result could touch by what it found now."""
-    return {_group(result.service, finding) for finding in _findings(result, Severity.P2)}
+    return {_home(result.service, finding) for finding in _findings(result, Severity.P2)}
 
 
-def _group(service: str, finding: Finding) -> str:
+def _home(service: str, finding: Finding) -> str:
     return f"{service}/{finding.kind.incident or finding.kind.name}"
 
 
@@ -121,7 +127,10 @@ def _worsen(old: Alert | None, print_: str, finding: Finding, result: CheckResul
         old = Alert(
             fingerprint=print_,
             instance=result.instance,
-            group=_group(result.service, finding),
+            group=_home(result.service, finding),
+            service=result.service,
+            home=_home(result.service, finding),
+            fells=finding.kind.fells,
             labels=finding_labels(result, finding),
             code=finding.kind.incident,
             severity=severity,
@@ -150,6 +159,34 @@ def _improve(old: Alert, recover_after: int, now: datetime) -> Alert:
     return replace(old, good_runs=good)
 
 
+# --- causes ----------------------------------------------------------------------------------------------------------
+
+
+def _attribute(old: Alert | None, alert: Alert, known: Known, policy: Policy) -> Alert:
+    """An alert that would begin to fire joins its cause's incident; while a cause is only suspected, it waits for that to settle.
+
+    An alert whose own incident is open stays with it: who was told of it hears its end.
+    """
+    begins = alert.state is AlertState.FIRING and (old is None or old.state is not AlertState.FIRING)
+    if not begins or alert.home in known.incidents:
+        return alert
+    causes = [cause for cause in known.causes if _can_cause(cause, alert, policy)]
+    firing = [cause for cause in causes if cause.state is AlertState.FIRING and cause.group in known.incidents]
+    if firing:
+        root = min(firing, key=lambda cause: (cause.severity, cause.pending_since, cause.fingerprint))
+        return replace(alert, group=root.group)
+    if causes:
+        return replace(alert, state=AlertState.PENDING, firing_since=None)
+    return alert
+
+
+def _can_cause(cause: Alert, alert: Alert, policy: Policy) -> bool:
+    """What fells a service is no symptom of something else on the same service, unless the configuration says so."""
+    if cause.instance == alert.instance:
+        return False
+    return cause.instance in policy.depends_on or cause.service != alert.service or not alert.fells
+
+
 # --- incidents -------------------------------------------------------------------------------------------------------
 
 
@@ -165,13 +202,26 @@ def _fold(
         if not news:
             continue
         firing = [alert for alert in current.values() if alert.group == group and alert.state is AlertState.FIRING]
-        if firing and before is None:
+        if before is not None and firing and all(alert.home != group for alert in firing):
+            decision = join(decision, _release(before, firing, now, because))
+        elif firing and before is None:
             decision = join(decision, _open(group, firing, policy, now))
         elif firing and before is not None:
             decision = join(decision, _grow(before, news, policy, now))
         elif before is not None:
             decision = join(decision, escalation.resolve(before, now, because))
     return decision
+
+
+def _release(incident: Incident, guests: list[Alert], now: datetime, because: str) -> Decision:
+    """The cause is over. What it explained is looked at anew: it ends by itself within its next runs, or opens its own incident."""
+    fresh = tuple(
+        replace(alert, group=alert.home, state=AlertState.PENDING, bad_runs=0, good_runs=0, pending_since=now, firing_since=None)
+        for alert in guests
+    )
+    names = sorted({alert.service for alert in guests})
+    entry = TimelineEntry(incident.id, now, "note", f"looking again at what it explained: {', '.join(names)}")
+    return join(Decision(alerts=fresh, timeline=(entry,)), escalation.resolve(incident, now, because))
 
 
 def _is_news(old: Alert | None, new: Alert) -> bool:

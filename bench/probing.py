@@ -96,7 +96,7 @@ async def main(folder: Path, url: str, profile: Path | None) -> None:
         settings,
         store=store,
         thread=thread,
-        runner=Runner(clock, lambda instance: outside.check_context(instance.service)),
+        runner=Runner(clock, lambda instance, _: outside.check_context(instance.service)),
         clock=clock,
         guides={},
         on_result=exposition.record,

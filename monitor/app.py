@@ -17,9 +17,10 @@ from monitor.config.settings import CheckInstance, Settings
 from monitor.delivery import Delivery
 from monitor.engine import Engine
 from monitor.errors import ConfigError, MonitorError, Problem, StoreError
+from monitor.memory import Memory
 from monitor.metrics import names
 from monitor.metrics.exposition import Exposition
-from monitor.plugins import CheckContext
+from monitor.plugins import CheckContext, Kept
 from monitor.probes.outside import Outside
 from monitor.process import tune_process
 from monitor.registry import Registry
@@ -52,6 +53,7 @@ class App:
         self._socket = listen(settings.listen_host, settings.listen_port)
         self._store = store = Store(settings.state_url)
         self._thread = thread = StoreThread()
+        memory = Memory()
         self._outside = Outside(clock)
         self._exposition = Exposition(VERSION)
         self._scheduler = Scheduler(clock, self._run_check)
@@ -60,11 +62,13 @@ class App:
             settings,
             store=store,
             thread=thread,
-            runner=Runner(clock, self._context),
+            runner=Runner(clock, self._context, memory),
+            memory=memory,
             clock=clock,
             guides=registry.guides,
             on_result=self._exposition.record,
             wake_delivery=self._delivery.wake,
+            look_soon=self._scheduler.look_soon,
         )
         self._reports = Reports(settings, store=store, thread=thread, clock=clock, latest=lambda: self._engine.latest)
         self._views = Views(self._engine, store=store, thread=thread, clock=clock, version=VERSION)
@@ -126,8 +130,8 @@ class App:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _context(self, instance: CheckInstance) -> CheckContext:
-        return self._outside.check_context(instance.service)
+    def _context(self, instance: CheckInstance, kept: Kept | None) -> CheckContext:
+        return self._outside.check_context(instance.service, name=instance.name, kept=kept)
 
     async def _run_check(self, instance: CheckInstance) -> bool:
         return await self._engine.run(instance)

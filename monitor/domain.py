@@ -189,7 +189,7 @@ class Alert:
     fingerprint: str
     instance: str
     group: str
-    """``"<service>/<runbook code or alert name>"``: alerts of one group fold into one incident."""
+    """Alerts of one group fold into one incident. It is ``home``, or the cause's group while there is a cause."""
     labels: Labels
     code: str | None
     severity: Severity
@@ -199,6 +199,11 @@ class Alert:
     bad_runs: int
     good_runs: int
     pending_since: datetime
+    service: str = ""
+    home: str = ""
+    """``"<service>/<runbook code or alert name>"``: the group of the alert when nothing else is its cause."""
+    fells: bool = False
+    """Whether it can be the cause of what is found on the same service, and on services that depend on it."""
     firing_since: datetime | None = None
     resolved_at: datetime | None = None
 

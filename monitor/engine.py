@@ -5,7 +5,8 @@ The store is the truth about alerts and incidents; in memory are only the latest
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 
 import structlog
@@ -16,9 +17,10 @@ from monitor.clock import Clock
 from monitor.config.settings import CheckInstance, Settings
 from monitor.domain import AlertPolicy, AlertState, CheckResult, Decision, Guide, Incident, Outcome
 from monitor.errors import StoreError
+from monitor.memory import Memory
 from monitor.plugins import one_line
 from monitor.runner import Runner
-from monitor.store import Store, StoreThread
+from monitor.store import Causes, Store, StoreThread
 
 TICK_S = 1.0
 PRUNE_EVERY_S = 3600.0
@@ -43,6 +45,8 @@ class Engine:
         guides: Mapping[str, Guide],
         on_result: Callable[[CheckResult], None],
         wake_delivery: Callable[[], None],
+        memory: Memory | None = None,
+        look_soon: Callable[[Iterable[str]], None] = lambda _: None,
     ) -> None:
         self.settings = settings
         self.store_error: str | None = None
@@ -55,6 +59,9 @@ class Engine:
         self._guides = guides
         self._on_result = on_result
         self._wake_delivery = wake_delivery
+        self._memory = memory or Memory()
+        self._look_soon = look_soon
+        self._fellers = _fellers(settings)
         self.last_round = clock.monotonic()
         """When the last round of ``serve`` ended, on the monotonic clock."""
         self._keys = frozenset(instance.key for instance in settings.instances)
@@ -63,13 +70,15 @@ class Engine:
         self._next_prune = clock.monotonic()
 
     async def start(self) -> None:
-        """Learn from the store which instances are not quiet. Raises ``StoreError``."""
+        """Learn from the store which instances are not quiet, and what checks kept. Raises ``StoreError``."""
         self._unquiet = set(await self._thread(self._store.incidents.live_instances))
+        self._memory.load(await self._thread(self._store.kept.all))
 
     def reconfigure(self, settings: Settings) -> None:
         """Take new settings; the alerts of checks that were removed end within a second."""
         self.settings = settings
         self._keys = frozenset(instance.key for instance in settings.instances)
+        self._fellers = _fellers(settings)
         for key in self.latest.keys() - self._keys:
             del self.latest[key], self.recent[key]
 
@@ -113,23 +122,38 @@ class Engine:
         except StoreError:
             self._unsaved = deque([*batch, *self._unsaved], maxlen=MAX_UNSAVED)
             raise
+        entries = self._memory.take_unsaved()
+        try:
+            await self._thread(self._store.kept.save, entries)
+        except StoreError:
+            self._memory.give_back(entries)
+            raise
 
     async def _commit(self, instance: CheckInstance, result: CheckResult) -> bool:
         now = self._clock.now()
-        policy = self._policy(instance.policy)
+        policy = replace(self._policy(instance.policy), depends_on=instance.depends_on)
+        causes = Causes(services=instance.upstream, instances=instance.depends_on)
 
         def judge() -> Decision:
             if instance.key not in self._keys:  # removed while this waited for the store's thread
                 return Decision()
-            return self._store.incidents.decide(instance.key, groups_of(result), lambda known: decide(known, result, policy, now), now)
+            groups = groups_of(result)
+            return self._store.incidents.decide(instance.key, groups, lambda known: decide(known, result, policy, now), now, causes)
 
         self._unquiet.add(instance.key)  # before: whatever fails from here on, the next good run is looked at
         decided = await self._thread(judge)
         self.store_error = None
         self._announce(decided)
+        if any(alert.state is AlertState.PENDING and alert.bad_runs == 1 for alert in decided.alerts):
+            self._look_soon(self._suspects(instance))  # is it a symptom? the cause is asked before this is confirmed
         if instance.key not in await self._thread(self._store.incidents.live_instances):
             self._unquiet.discard(instance.key)
         return any(_unsettled(decided_alert.state, decided_alert.good_runs) for decided_alert in decided.alerts)
+
+    def _suspects(self, instance: CheckInstance) -> list[str]:
+        """The instances that could name the cause of what this one found."""
+        felling = {key for service in instance.upstream for key in self._fellers.get(service, ())}
+        return sorted((felling | instance.depends_on) - {instance.key})
 
     async def _escalate_due(self) -> None:
         now = self._clock.now()
@@ -144,6 +168,8 @@ class Engine:
         before = self._clock.now() - timedelta(days=self.settings.history_days)
         await self._thread(self._store.incidents.prune, before)
         await self._thread(self._store.history.prune, before)
+        self._memory.retain(dict.fromkeys(self._keys))
+        await self._thread(self._store.kept.retain, self._keys)
         self._next_prune = self._clock.monotonic() + PRUNE_EVERY_S
 
     async def _retire_gone(self) -> None:
@@ -170,6 +196,15 @@ class Engine:
         if self.store_error is None:
             log.error("state cannot be written; checking goes on, decisions wait", error=str(exc))
         self.store_error = str(exc)
+
+
+def _fellers(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """By service: the instances that can tell that it is down."""
+    found: dict[str, tuple[str, ...]] = {}
+    for instance in settings.instances:
+        if any(kind.fells for kind in instance.check.finds):
+            found[instance.service.name] = (*found.get(instance.service.name, ()), instance.key)
+    return found
 
 
 def acknowledge(store: Store, incident_id: str, who: str, clock: Clock) -> tuple[Incident, bool]:

@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
+from alerts.severity import rate
 from monitor.clock import Clock
 from monitor.config.settings import CheckInstance
 from monitor.domain import CheckResult, Finding, Observed, Outcome, Severity
 from monitor.errors import CannotLook
-from monitor.plugins import AnyCheck, CheckContext, one_line
+from monitor.memory import Memory
+from monitor.plugins import AnyCheck, CheckContext, Kept, one_line
 
 MAX_SAMPLES = 2000
 MAX_FINDINGS = 200
@@ -19,9 +21,10 @@ MAX_FACTS = 50
 class Runner:
     """Turns every ending of a check into a ``CheckResult``: a check that raises, hangs or returns junk is BLIND, with the reason."""
 
-    def __init__(self, clock: Clock, context: Callable[[CheckInstance], CheckContext]) -> None:
+    def __init__(self, clock: Clock, context: Callable[[CheckInstance, Kept | None], CheckContext], memory: Memory | None = None) -> None:
         self._clock = clock
         self._context = context
+        self._memory = memory or Memory()
         self._orphans: dict[str, asyncio.Task[Observed]] = {}
 
     async def run(self, instance: CheckInstance) -> CheckResult:
@@ -36,12 +39,14 @@ class Runner:
             try:
                 observed = _storable(await self._within_deadline(instance))
                 _refuse_junk(instance.check, observed)
+                if observed.keep is not None:
+                    self._memory.keep(instance, started_at, observed.keep)
             except CannotLook as exc:
                 observed, error = Observed(), str(exc)
             except Exception as exc:  # noqa: BLE001 - a plugin may raise anything; it is contained and named here
                 observed, error = Observed(), f"the check failed: {type(exc).__name__}: {exc}"
         outcome = Outcome.BLIND if error is not None else Outcome.FOUND if observed.findings else Outcome.OK
-        return CheckResult(
+        result = CheckResult(
             instance=instance.key,
             check=instance.name,
             service=instance.service.name,
@@ -51,9 +56,10 @@ class Runner:
             observed=observed,
             error=error if error is None else one_line(error, limit=MAX_ERROR_CHARS),
         )
+        return rate(result, instance.severities, started_at)
 
     async def _within_deadline(self, instance: CheckInstance) -> Observed:
-        run = instance.check.run(self._context(instance), instance.config)
+        run = instance.check.run(self._context(instance, self._memory.recall(instance)), instance.config)
         task = asyncio.ensure_future(run)
         try:
             done, _ = await asyncio.wait({task}, timeout=instance.timeout_s)

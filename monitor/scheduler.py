@@ -2,6 +2,7 @@
 
 import asyncio
 import heapq
+import math
 import zlib
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class _Entry:
     serial: int
     next_regular: float
     running: "asyncio.Task[None] | None" = None
+    asked_at: float = -math.inf
+    """When somebody last asked for a look out of turn."""
 
 
 @dataclass(slots=True)
@@ -71,6 +74,18 @@ class Scheduler:
             first = now + spread(key) * min(instance.every_s, FIRST_RUN_WITHIN_S)
             entry = self._entries[key] = _Entry(instance, self._serial, first, known.running if known else None)
             self._push(first, entry, regular=True)
+        self._changed.set()
+
+    def look_soon(self, keys: Iterable[str]) -> None:
+        """Run these instances now, besides their regular times, unless one is running or due within its re-check time."""
+        now = self._clock.monotonic()
+        for key in keys:
+            entry = self._entries.get(key)
+            if entry is None or (entry.running is not None and not entry.running.done()):
+                continue
+            if entry.next_regular - now > entry.instance.recheck_s and now - entry.asked_at >= entry.instance.recheck_s:
+                entry.asked_at = now
+                self._push(now, entry, regular=False)
         self._changed.set()
 
     async def serve(self) -> None:

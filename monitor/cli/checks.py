@@ -72,7 +72,7 @@ async def run_once(settings: Settings, chosen: list[CheckInstance]) -> list[Chec
     """Run instances at the same time, once each."""
     clock = SystemClock()
     outside = Outside(clock)
-    runner = Runner(clock, lambda instance: outside.check_context(instance.service))
+    runner = Runner(clock, lambda instance, kept: outside.check_context(instance.service, name=instance.name, kept=kept))
     try:
         return list(await asyncio.gather(*(runner.run(instance) for instance in chosen)))
     finally:

@@ -6,19 +6,22 @@ A broken part is noted and left out, and the rest is still looked at, so that on
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
 from alerts.email import EmailConfig
+from alerts.severity import BusinessHours
 from monitor.config.document import Document, names_in, nearest, no_such
 from monitor.config.instances import build_instances
 from monitor.config.lines import KeyPath
-from monitor.config.model import ChannelTable, DailyTable, MonitorTable, ServiceTable, StepTable
+from monitor.config.model import BusinessHoursTable, ChannelTable, DailyTable, MonitorTable, ServiceTable, StepTable
 from monitor.config.settings import Channel, DailyReport, Settings
 from monitor.config.validate import names_of, validate
 from monitor.config.values import Address
 from monitor.domain import EscalationStep, Severity
 from monitor.plugins import AnyCheck, AnyNotifier, Service
 
-TABLES = ("monitor", "services", "checks", "channels", "escalation", "reports")
+TABLES = ("monitor", "services", "business_hours", "checks", "channels", "escalation", "reports")
+_WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _LOCAL = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"}  # noqa: S104 - compared with, not bound to
 _STEP_HINT = '{name} = [{{after = "0s", who = "on-call", channels = ["NAME"]}}]'
 
@@ -29,7 +32,7 @@ def build_settings(document: Document, checks: Mapping[str, AnyCheck], notifiers
     monitor = validate(document, MonitorTable, document.table(("monitor",)), ("monitor",))
     services = _services(document)
     channels = _channels(document, notifiers)
-    instances = build_instances(document, services, checks)
+    instances = build_instances(document, services, checks, _business_hours(document, monitor.timezone if monitor else ZoneInfo("UTC")))
     escalation = _escalation(document)
     daily = _daily_report(document, channels)
     if monitor:
@@ -69,6 +72,16 @@ def _services(document: Document) -> dict[str, Service]:
         if table:
             services[name] = Service(name=name, **dict(table))
     return services
+
+
+def _business_hours(document: Document, default: ZoneInfo) -> BusinessHours:
+    """The table, or its defaults when it is missing or broken."""
+    at: KeyPath = ("business_hours",)
+    table = validate(document, BusinessHoursTable, document.table(at), at) or BusinessHoursTable()
+    if table.start >= table.end:
+        document.add((*at, "end"), "must be later than start", "a day ends before midnight")
+    weekdays = frozenset(_WEEKDAYS.index(day) for day in table.days)
+    return BusinessHours(table.timezone or default, weekdays, table.start, table.end)
 
 
 def _channels(document: Document, notifiers: Mapping[str, AnyNotifier]) -> dict[str, Channel]:

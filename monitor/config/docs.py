@@ -15,7 +15,16 @@ from pydantic_core import PydanticUndefined
 import alerts
 import checks
 from monitor.config import values
-from monitor.config.model import ChannelTable, CheckTable, DailyTable, MonitorTable, ServiceTable, StepTable
+from monitor.config.model import (
+    BusinessHoursTable,
+    ChannelTable,
+    CheckTable,
+    DailyTable,
+    MonitorTable,
+    ServiceTable,
+    SeverityTable,
+    StepTable,
+)
 from monitor.plugins import AnyCheck, AnyNotifier, Duration, LocalPath, Secret
 
 _INTRODUCTION = """\
@@ -44,6 +53,10 @@ _PLACES = (
 _CHECKS = """\
 One check on each of its services, under a name of your choice. The keys below, and the check's own. A check that is named
 as its table needs no `check`; the same check may stand in several tables."""
+_HOURS = "When people are at work, for severity rules. The table may be left out."
+_SEVERITY = """\
+Rules that change how bad a finding is, tried in their order; the first that fits decides. A severity that rises while an incident is
+open pages again; one that falls never does so silently: the incident keeps its worst."""
 _ESCALATION = """\
 Who is told of an incident that nobody acknowledges. `P1`, `P2`, `P3` and `P4` are all required, each a list of at least one step in
 ascending order of `after`: `P1 = [{after = "0s", who = "on-call", channels = ["oncall"]}, …]`. An incident keeps the steps that it
@@ -81,7 +94,9 @@ def _lines(all_checks: Iterable[AnyCheck], notifiers: Iterable[AnyNotifier]) -> 
     yield _INTRODUCTION
     for title, model, text in _PLACES:
         yield from _section(f"## `{title}`", text, model)
+    yield from _section("## `[business_hours]`", _HOURS, BusinessHoursTable)
     yield from _section("## `[checks.NAME]`", _CHECKS, CheckTable)
+    yield from _section("### `[[checks.NAME.severity]]`", _SEVERITY, SeverityTable)
     for check in all_checks:
         needs = f" Needs of its services: {', '.join(f'`{need}`' for need in check.needs)}." if check.needs else ""
         yield from _section(f"### Check `{check.name}`", _first_paragraph(check.help) + needs, check.config)

@@ -1,8 +1,11 @@
 """Check instances: every ``[checks.NAME]`` times every service it names, with what each needs and how often it looks."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from alerts.severity import BusinessHours, SeverityRule
+from monitor.config.dependencies import resolve_checks, upstream_of
 from monitor.config.document import Document, names_in, nearest, no_such
 from monitor.config.lines import KeyPath
 from monitor.config.model import CheckTable
@@ -15,9 +18,12 @@ DEFAULT_TIMEOUT_S = 10.0
 DEFAULT_RECHECK_S = 2.0
 
 
-def build_instances(document: Document, services: Mapping[str, Service], checks: Mapping[str, AnyCheck]) -> tuple[CheckInstance, ...]:
+def build_instances(
+    document: Document, services: Mapping[str, Service], checks: Mapping[str, AnyCheck], hours: BusinessHours
+) -> tuple[CheckInstance, ...]:
     """All instances of the file in its order; what is wrong is noted in ``document``."""
     instances: list[CheckInstance] = []
+    upstream = upstream_of(document, services)
     for name, at, raw in document.named_tables(("checks",), required=True):
         common = names_of(CheckTable)
         table = validate(document, CheckTable, {key: raw[key] for key in common if key in raw}, at)
@@ -28,9 +34,27 @@ def build_instances(document: Document, services: Mapping[str, Service], checks:
             _check_times(document, at, table)
         if table and check:
             watched = [services[name] for name in _watched(document, at, table, check) if name in services]
+            rules = tuple(_severity_rules(document, at, table, check, hours))
             if config:
-                instances += [_instance(name, check, config, table, service) for service in watched]
-    return tuple(instances)
+                made = (_instance(name, check, config, table, service) for service in watched)
+                instances += [replace(one, severities=rules, upstream=upstream[one.service.name]) for one in made]
+    return resolve_checks(document, tuple(instances))
+
+
+def _severity_rules(document: Document, at: KeyPath, table: CheckTable, check: AnyCheck, hours: BusinessHours) -> Iterator[SeverityRule]:
+    kinds = {kind.name for kind in check.finds}
+    for index, rule in enumerate(table.severity):
+        if rule.finding is not None and rule.finding not in kinds:
+            hint = nearest(rule.finding, kinds, noun=f"{check.name} finds")
+            document.add((*at, "severity", index, "finding"), no_such("finding", rule.finding), hint)
+        yield SeverityRule(
+            severity=Severity[rule.severity],
+            finding=rule.finding,
+            at_least=rule.at_least,
+            below=rule.below,
+            hours=hours if rule.hours else None,
+            outside=rule.hours == "off",
+        )
 
 
 def _find_check(document: Document, at: KeyPath, name: str, raw: Mapping[str, Any], checks: Mapping[str, AnyCheck]) -> AnyCheck | None:

@@ -58,6 +58,23 @@ class ServiceTable(Table):
     )
 
 
+class BusinessHoursTable(Table):
+    days: Annotated[list[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]], Field(min_length=1)] = Field(
+        default=["mon", "tue", "wed", "thu", "fri"], description="Days of the week."
+    )
+    start: TimeOfDay = Field(default="09:00", description="Begin of the business day.")  # type: ignore[assignment]  # as written
+    end: TimeOfDay = Field(default="17:00", description="Its end, later than `start`.")  # type: ignore[assignment]  # as written
+    timezone: Timezone | None = Field(default=None, description="IANA name; without it, the one of `[monitor]`.")
+
+
+class SeverityTable(Table):
+    severity: Literal["P1", "P2", "P3", "P4"] = Field(description="The severity that findings get which fit all of the following.")
+    finding: Text | None = Field(default=None, description="Name of the finding, such as `ConnectionsHigh`; without it, any.")
+    at_least: float | None = Field(default=None, description="The finding's number, in its threshold's unit, is this or more.")
+    below: float | None = Field(default=None, description="The finding's number is less.")
+    hours: Literal["business", "off"] | None = Field(default=None, description="Within, or outside of, `[business_hours]`.")
+
+
 class CheckTable(Table):
     check: Text | None = Field(default=None, description="Name of the check, when the table has another name.")
     services: list[str] = Field(default=[], description="The services to look at; required.")
@@ -72,6 +89,14 @@ class CheckTable(Table):
     recover_after: Count = Field(default=2, description="Good runs in a row before it resolves.")
     blind_after: Count = Field(default=3, description="Runs in a row that could not look before that itself is an alert.")
     blind_severity: Literal["P1", "P2", "P3", "P4"] = Field(default="P2", description="Severity of that alert.")
+    depends_on: list[str] = Field(
+        default=[],
+        description="Checks (`NAME`, on the same service if it is there) or instances (`NAME/SERVICE`) whose alerts explain what is found "
+        "here: it then joins their incident and pages nobody. Services have their own `depends_on`.",
+    )
+    severity: tuple[SeverityTable, ...] = Field(
+        default=(), description="Rules that change the severity of findings, the first that fits; see below."
+    )
 
 
 class ChannelTable(Table):

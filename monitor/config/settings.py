@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import SecretStr
 
+from alerts.severity import SeverityRule
 from monitor.domain import AlertPolicy, EscalationStep, Severity
 from monitor.plugins import AnyCheck, AnyNotifier, PluginConfig, Service
 
@@ -31,6 +32,12 @@ class CheckInstance:
     recheck_s: float
     """How soon to look again after a bad or blind run."""
     policy: AlertPolicy
+    severities: tuple[SeverityRule, ...] = ()
+    """The first rule that fits a finding decides its severity."""
+    upstream: frozenset[str] = frozenset()
+    """The service and all that it depends on, near and far: what fells one of them explains what is found here."""
+    depends_on: frozenset[str] = frozenset()
+    """Keys of the check instances whose alerts explain what is found here."""
 
 
 @dataclass(frozen=True, slots=True)

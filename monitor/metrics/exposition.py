@@ -12,7 +12,8 @@ from monitor.metrics import names
 from monitor.metrics.family import Family, Values, escape
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-SERIES_PER_FAMILY = 2_000
+SERIES_PER_FAMILY = 500
+"""Of one metric and one check instance: what a check shows beyond is left out, and counted."""
 
 _SELF = ""
 """The instance under which the monitor's own series are kept."""
@@ -23,8 +24,8 @@ _Batch = tuple[Metric, Values]
 class Exposition:
     """The latest result of every check instance, and the monitor's own gauges and counters, as Prometheus text.
 
-    Within a family the first series win: those over ``series_per_family``, and those another instance already shows, are left out
-    and counted in ``monitor_series_dropped_total``, as is what cannot be written (a bad name, a second declaration of a used one).
+    Of each metric an instance shows its first ``series_per_family`` series; the others are left out and counted in
+    ``monitor_series_dropped_total``, as is what cannot be written (a bad name, a second declaration of a used one).
     """
 
     def __init__(self, version: str, *, series_per_family: int = SERIES_PER_FAMILY) -> None:
@@ -52,8 +53,7 @@ class Exposition:
                 self._count_dropped(sample.metric.name, 1)
         runs = self._runs.setdefault(result.instance, Counter())
         runs[result.outcome] += 1
-        service = f'service="{escape(result.service)}"'
-        shown = [self._show(result.instance, metric, ("service",), values, service) for metric, values in grouped.values()]
+        shown = [self._show(result.instance, metric, _SUBJECT, values, _subject(result)) for metric, values in grouped.values()]
         shown += [self._show(result.instance, metric, (), values, "") for metric, values in _about(result, runs)]
         families = tuple(family for family in shown if family is not None)
         for family in self._of_instance.get(result.instance, ()):
@@ -127,6 +127,18 @@ class Exposition:
             self.add(names.SERIES_DROPPED, count, metric=name)
 
 
+_SUBJECT = ("check", "service")
+"""Labels in front of a check's own: the name of its table in the configuration, and what it looks at."""
+
+
+def _subject(result: CheckResult) -> str:
+    return f'check="{escape(_name(result))}",service="{escape(result.service)}"'
+
+
+def _name(result: CheckResult) -> str:
+    return result.instance.removesuffix(f"/{result.service}")
+
+
 def _group(grouped: dict[str, _Batch], sample: Sample) -> bool:
     """Sort a sample into its family; the last of two with the same labels wins. False when it fits no declaration."""
     metric = sample.metric
@@ -141,7 +153,7 @@ def _group(grouped: dict[str, _Batch], sample: Sample) -> bool:
 
 def _about(result: CheckResult, runs: Counter[Outcome]) -> tuple[_Batch, ...]:
     """What is shown of every run, whatever the check."""
-    subject = (result.instance.removesuffix(f"/{result.service}"), result.service)
+    subject = (_name(result), result.service)
     return (
         (names.CHECK_OUTCOME, {(*subject, outcome): float(outcome is result.outcome) for outcome in names.OUTCOMES}),
         (names.CHECK_DURATION, {subject: result.duration_s}),

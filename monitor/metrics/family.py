@@ -34,7 +34,7 @@ def _number(value: float) -> str:
 
 
 class Family:
-    """All series of one metric, at most ``cap`` of them. ``added`` are labels put in front of the declared ones."""
+    """All series of one metric, at most ``cap`` of each check instance. ``added`` are labels put in front of the declared ones."""
 
     def __init__(self, metric: Metric, added: tuple[str, ...], cap: int | None) -> None:
         labels = added + metric.labels
@@ -42,7 +42,6 @@ class Family:
         self._added = added
         self._writable = bool(_NAME.fullmatch(metric.name)) and len(set(labels)) == len(labels) and all(map(_LABEL.fullmatch, labels))
         self._cap = inf if cap is None else cap
-        self._count = 0
         self._names: dict[str, dict[tuple[str, ...], str]] = {}
         self._taken: set[str] = set()
         self._unwritten: dict[str, Values] = {}
@@ -70,7 +69,6 @@ class Family:
     def forget(self, instance: str) -> None:
         """Show nothing of the instance."""
         names = self._names.pop(instance, {})
-        self._count -= len(names)
         self._taken.difference_update(names.values())
         self._blocks.pop(instance, None)
         self._unwritten.pop(instance, None)
@@ -92,9 +90,8 @@ class Family:
         names: dict[tuple[str, ...], str] = {}
         for labels in values:
             name = old.get(labels) or self._name(labels, given)
-            if self._count + len(names) < self._cap and name not in self._taken:
+            if len(names) < self._cap and name not in self._taken:
                 names[labels] = name
-        self._count += len(names)
         self._taken.update(names.values())
         self._names[instance] = names
         return names

@@ -3,7 +3,8 @@
 from monitor.errors import StoreError
 from monitor.store.database import BUSY_TIMEOUT_S, Database, open_readable
 from monitor.store.history import AuditJournal, History, ReportLog, RunCount, hour_of
-from monitor.store.incidents import IncidentStore
+from monitor.store.incidents import Causes, IncidentStore
+from monitor.store.kept import KeptStore
 from monitor.store.outbox import ChannelQueue, Outbox
 from monitor.store.thread import StoreThread
 
@@ -26,6 +27,7 @@ class Store:
         self.outbox = Outbox(self._database)
         self.history = History(self._database)
         self.reports = ReportLog(self._database)
+        self.kept = KeptStore(self._database)
         self.journal = AuditJournal(self._database)
 
     def probe(self) -> None:
@@ -39,6 +41,7 @@ class Store:
 
 __all__ = [
     "AuditJournal",
+    "Causes",
     "ChannelQueue",
     "Database",
     "History",

@@ -1,10 +1,11 @@
 """Alerts, incidents and their timeline: what is known, and decisions committed whole or not at all."""
 
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from alerts.decide import Known
@@ -18,16 +19,37 @@ _LIVE_ALERT = alerts.c.state != AlertState.RESOLVED.value
 _LIVE_INCIDENT = incidents.c.state != IncidentState.RESOLVED.value
 
 
+@dataclass(frozen=True, slots=True)
+class Causes:
+    """Where to look for the cause of an instance's findings: services whose fall explains them, and single check instances."""
+
+    services: frozenset[str] = frozenset()
+    instances: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.services or self.instances)
+
+
+NO_CAUSES = Causes()
+
+
 class IncidentStore:
     """All writes happen in one transaction each: alerts, incidents, timeline and outbox rows together."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def decide(self, instance: str, groups: Collection[str], decision: Callable[[Known], Decision], now: datetime) -> Decision:
-        """Read what is known about an instance and the groups it touches, decide, commit. Returns what was decided."""
+    def decide(
+        self,
+        instance: str,
+        groups: Collection[str],
+        decision: Callable[[Known], Decision],
+        now: datetime,
+        causes: Causes = NO_CAUSES,
+    ) -> Decision:
+        """Read what is known about an instance, the groups it touches and its possible causes, decide, commit. Returns what was decided."""
         with self._database.write() as connection:
-            known = _known(connection, instance, groups)
+            known = _known(connection, instance, groups, causes)
             decided = decision(known)
             if decided:
                 self._save(connection, decided, now)
@@ -99,7 +121,8 @@ class IncidentStore:
     def _save(self, connection: Connection, decision: Decision, now: datetime) -> None:
         upsert: Any = sqlite.insert if self._database.is_sqlite else postgresql.insert
         if decision.alerts:
-            rows = upsert(alerts).values([alert_row(alert) for alert in decision.alerts])
+            last = {alert.fingerprint: alert for alert in decision.alerts}
+            rows = upsert(alerts).values([alert_row(alert) for alert in last.values()])
             columns = {column.name: rows.excluded[column.name] for column in alerts.columns if not column.primary_key}
             connection.execute(rows.on_conflict_do_update(index_elements=["fingerprint"], set_=columns))
         severities: dict[str, int] = {}
@@ -129,9 +152,12 @@ class IncidentStore:
             connection.execute(insert(outbox), rows_out)
 
 
-def _known(connection: Connection, instance: str, groups: Collection[str]) -> Known:
+def _known(connection: Connection, instance: str, groups: Collection[str], causes: Causes) -> Known:
     mine = select(alerts.c.group_key).where(_LIVE_ALERT, alerts.c.instance == instance)
-    touched = sorted({*groups, *connection.execute(mine).scalars()})
+    felled = and_(alerts.c.fells, alerts.c.service.in_(sorted(causes.services)))
+    suspects = select(alerts).where(_LIVE_ALERT, or_(felled, alerts.c.instance.in_(sorted(causes.instances))))
+    found = tuple(alert_of(row) for row in connection.execute(suspects).mappings()) if causes else ()
+    touched = sorted({*groups, *connection.execute(mine).scalars(), *(cause.group for cause in found)})
     if not touched:
         return Known()
     live = select(alerts).where(_LIVE_ALERT, alerts.c.group_key.in_(touched))
@@ -139,6 +165,7 @@ def _known(connection: Connection, instance: str, groups: Collection[str]) -> Kn
     return Known(
         alerts=tuple(alert_of(row) for row in connection.execute(live).mappings()),
         incidents={row["group_key"]: incident_of(row) for row in connection.execute(opened).mappings()},
+        causes=found,
     )
 
 

@@ -6,7 +6,23 @@ Times are integers, microseconds since 1970 UTC: exact, comparable and the same 
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, Dialect, Float, Index, Integer, MetaData, String, Table, Text, TypeDecorator, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    false,
+    text,
+)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -34,6 +50,9 @@ alerts = Table(
     Column("fingerprint", String(16), primary_key=True),
     Column("instance", Text, nullable=False),
     Column("group_key", Text, nullable=False),
+    Column("service", Text, nullable=False, server_default=""),
+    Column("home", Text, nullable=False, server_default=""),
+    Column("fells", Boolean, nullable=False, server_default=false()),
     Column("labels", JSON, nullable=False),
     Column("code", String(32)),
     Column("severity", Integer, nullable=False),
@@ -128,6 +147,15 @@ run_hours = Table(
     Column("blind", Integer, nullable=False),
     Column("duration_sum_s", Float, nullable=False),
     Column("duration_max_s", Float, nullable=False),
+)
+
+kept = Table(
+    "kept",
+    metadata,
+    Column("instance", Text, primary_key=True),
+    Column("shape", String(16), nullable=False),
+    Column("at", Moment, nullable=False),
+    Column("content", Text, nullable=False),
 )
 
 reports = Table(

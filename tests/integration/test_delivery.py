@@ -45,7 +45,7 @@ class Running:
         self.delivery = Delivery(
             chosen, store=self.store, thread=self.thread, clock=self.clock, on_outcome=lambda *what: self.outcomes.append(what)
         )
-        context = lambda inst: with_parts(inst.service, clock=self.clock)  # noqa: E731
+        context = lambda inst, _: with_parts(inst.service, clock=self.clock)  # noqa: E731
         self.engine = Engine(
             chosen,
             store=self.store,

@@ -15,7 +15,7 @@ from tests.support.world import DOWN, UP, Look, instance
 
 def runner() -> Runner:
     clock = SystemClock()
-    return Runner(clock, lambda inst: with_parts(inst.service, clock=clock))
+    return Runner(clock, lambda inst, _: with_parts(inst.service, clock=clock))
 
 
 async def fine(_: CheckContext) -> Observed:
