@@ -42,6 +42,7 @@ bench: setup ## Measure beside the peers that are installed; one table, also in 
 docs: setup ## Write the generated pages of docs/ anew
 	$(BIN)/python -m monitor.config.docs > docs/configuration.md
 	$(BIN)/python -m monitor.metrics.docs > docs/metrics.md
+	$(BIN)/python -m monitor.config.check_docs docs/checks
 
 lock: setup ## Resolve the dependencies anew into requirements.lock (names, versions, hashes)
 	$(BIN)/python -m pip install --quiet uv

@@ -17,7 +17,7 @@ from monitor.domain import CheckResult, Incident, IncidentState, Outcome
 STALE_AFTER_INTERVALS = 3
 CONNECTIONS_LIMIT = 0.8
 
-HEALTH, STUCK_JOBS, CONNECTIONS = "http_health", "stuck_jobs", "pg_connections"
+HEALTH, STUCK_JOBS, CONNECTIONS, LOGS, DISKS = "http_health", "stuck_jobs", "pg_connections", "log_errors", "disk"
 """The checks that answer a line."""
 
 
@@ -126,8 +126,8 @@ def daily(given: DailyInput) -> Report:
         Line("All services returning 200 on /health", *_answer(given, HEALTH, "INC-001", "service", "answering 200")),
         Line("No stuck jobs (> 30 min processing)", *_answer(given, STUCK_JOBS, "INC-003", "job table", "without a stuck job")),
         Line("Database connections < 80% of max", *_connections(given)),
-        Line("No errors in last 24h logs", LineState.NOT_MEASURED, "no check reads the logs yet"),
-        Line("Disk space > 20% free", LineState.NOT_MEASURED, "no check looks at the disks yet"),
+        Line("No errors in last 24h logs", *_answer(given, LOGS, None, "log", "without an error")),
+        Line("Disk space > 20% free", *_answer(given, DISKS, None, "host", "with more than 20 % free")),
     )
     incidents = sorted(given.incidents, key=lambda incident: (incident.severity, incident.opened_at, incident.id))
     start, end = (moment.astimezone(given.timezone) for moment in (given.period_start, given.period_end))
@@ -146,8 +146,8 @@ def daily(given: DailyInput) -> Report:
 # --- the lines -------------------------------------------------------------------------------------------------------
 
 
-def _answer(given: DailyInput, check: str, code: str, noun: str, good: str) -> tuple[LineState, str]:
-    """One line from all instances of a check. Only findings of the runbook's ``code`` fail it; others are mentioned."""
+def _answer(given: DailyInput, check: str, code: str | None, noun: str, good: str) -> tuple[LineState, str]:
+    """One line from all instances of a check. Only findings of the runbook's ``code`` fail it, or any without one; others are mentioned."""
     instances = [watched for watched in given.watched if watched.check == check]
     if not instances:
         return LineState.NOT_MEASURED, f"no {check} check is configured"
@@ -165,7 +165,7 @@ def _answer(given: DailyInput, check: str, code: str, noun: str, good: str) -> t
     return state, _sentence(details)
 
 
-def _look(given: DailyInput, watched: Watched, code: str) -> tuple[LineState, str]:
+def _look(given: DailyInput, watched: Watched, code: str | None) -> tuple[LineState, str]:
     """What the latest result of one instance says; a pass says only what else was found."""
     result = given.latest.get(watched.instance)
     if result is None:
@@ -179,8 +179,8 @@ def _look(given: DailyInput, watched: Watched, code: str) -> tuple[LineState, st
     if result.outcome is Outcome.BLIND:
         return LineState.BLIND, one_line(result.error or "") or "no reason given"
     findings = result.observed.findings
-    failing = [one_line(finding.summary) for finding in findings if finding.kind.incident == code]
-    others = [one_line(finding.summary) for finding in findings if finding.kind.incident != code]
+    failing = [one_line(finding.summary) for finding in findings if code in (None, finding.kind.incident)]
+    others = [one_line(finding.summary) for finding in findings if code not in (None, finding.kind.incident)]
     if failing or (result.outcome is Outcome.FOUND and not others):
         return LineState.FAIL, _sentence(failing + others) or "something was found"
     return LineState.PASS, f"but {_sentence(others)}" if others else ""

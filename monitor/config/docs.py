@@ -97,9 +97,10 @@ def _lines(all_checks: Iterable[AnyCheck], notifiers: Iterable[AnyNotifier]) -> 
     yield from _section("## `[business_hours]`", _HOURS, BusinessHoursTable)
     yield from _section("## `[checks.NAME]`", _CHECKS, CheckTable)
     yield from _section("### `[[checks.NAME.severity]]`", _SEVERITY, SeverityTable)
-    for check in all_checks:
-        needs = f" Needs of its services: {', '.join(f'`{need}`' for need in check.needs)}." if check.needs else ""
-        yield from _section(f"### Check `{check.name}`", _first_paragraph(check.help) + needs, check.config)
+    yield "The checks and their own keys, one page each:\n"
+    for check in sorted(all_checks, key=lambda check: check.name):
+        yield f"- [`{check.name}`](checks/{check.name}.md): {_first_paragraph(check.help)}"
+    yield ""
     yield from _section("## `[channels.NAME]`", "One way to reach somebody each: the notifier, and the notifier's own keys.", ChannelTable)
     for notifier in notifiers:
         text = f"{_first_paragraph(notifier.help)} {_first_paragraph(notifier.config.__doc__ or '')}"
@@ -110,6 +111,11 @@ def _lines(all_checks: Iterable[AnyCheck], notifiers: Iterable[AnyNotifier]) -> 
 
 def _section(title: str, text: str, model: type[BaseModel]) -> Iterator[str]:
     yield f"{title}\n\n{text}\n"
+    yield from table_of(model)
+
+
+def table_of(model: type[BaseModel]) -> Iterator[str]:
+    """The keys of a model as a Markdown table; nothing when it has none."""
     if model.model_fields:
         yield "| key | kind | default | meaning |\n|---|---|---|---|"
         for name, field in model.model_fields.items():

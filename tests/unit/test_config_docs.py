@@ -7,6 +7,7 @@ import pytest
 
 import alerts
 import checks
+from monitor.config.check_docs import pages
 from monitor.config.docs import describe, kind_of, show_duration
 from monitor.config.values import Days, Dsn, Interval
 from monitor.plugins import Duration, LocalPath, Secret, parse_duration_s
@@ -17,6 +18,11 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "configuration.md"
 def test_the_reference_is_not_stale() -> None:
     fresh = describe(checks.BUILTINS, alerts.BUILTINS)
     assert REFERENCE.read_text() == fresh, "run: python -m monitor.config.docs > docs/configuration.md"
+
+
+def test_every_check_has_its_page_and_none_is_stale() -> None:
+    written = {path.name: path.read_text() for path in (REFERENCE.parent / "checks").glob("*.md")}
+    assert written == pages(checks.BUILTINS), "run: make docs"
 
 
 @pytest.mark.parametrize(

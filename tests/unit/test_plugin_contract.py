@@ -10,6 +10,7 @@ from pydantic import ValidationError
 import alerts
 import checks
 import runbook
+from monitor.config.model import CheckTable
 from monitor.domain import FindingKind, Guide, Metric
 from monitor.plugins import AnyCheck, AnyNotifier, AnyOperation, Check, Notifier, Operation, PluginConfig, RunbookEntry, Service
 
@@ -60,9 +61,12 @@ def test_check(check: AnyCheck) -> None:
     assert_config(check.config)
     assert_async(check.run, "ctx", "cfg")
     assert set(check.needs) <= {field.name for field in fields(Service)} - {"name"}
-    assert check.needs
+    assert_sentences(check.why)
+    assert not check.privileges or check.privileges.rstrip().endswith((".", "`"))
     assert check.metrics
     assert check.finds
+    shadowed = set(check.config.model_fields) & set(CheckTable.model_fields)
+    assert not shadowed, "keys that every check table has already"
 
 
 @pytest.mark.parametrize("metric", METRICS)
