@@ -68,7 +68,7 @@ def run(plan: Plan) -> list[Figure]:
             UNIT,
             cost(cells["monitor"], per=1_000, quick=plan.quick),
             peer,
-            f"blackbox_exporter {_version(program)}" if program else "blackbox_exporter is not installed",
+            f"blackbox_exporter {version_of(program)}" if program else "blackbox_exporter is not installed",
             (f"{count:,} probes a cell, {CONCURRENCY} at once, a new connection each, status and body asserted",),
         )
     ]
@@ -95,7 +95,7 @@ def _probe(side: _Contender, target: Worker, count: int) -> Cell:
     return Cell(cpu_s, count)
 
 
-def _version(program: str) -> str:
+def version_of(program: str) -> str:
     said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
     found = re.search(r"version (\S+?),? ", said.stdout + said.stderr)
     return found[1] if found else "of unknown version"

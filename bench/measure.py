@@ -85,3 +85,9 @@ def tree_cpu_s(pid: int) -> float:
     root = psutil.Process(pid)
     times = [process.cpu_times() for process in (root, *root.children(recursive=True))]
     return float(sum(part.user + part.system + part.children_user + part.children_system for part in times))
+
+
+def tree_rss_bytes(pid: int) -> int:
+    """Resident memory of a process and of its living descendants."""
+    root = psutil.Process(pid)
+    return int(sum(process.memory_info().rss for process in (root, *root.children(recursive=True))))

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from bench.measure import BenchError, tree_cpu_s
+from bench.measure import BenchError, tree_cpu_s, tree_rss_bytes
 
 START_WITHIN_S = 20.0
 STOP_WITHIN_S = 10.0
@@ -95,6 +95,10 @@ class Program:
     def cpu_s(self) -> float:
         """CPU seconds used so far, by the whole tree."""
         return tree_cpu_s(self._process.pid)
+
+    def rss_bytes(self) -> int:
+        """Resident memory, of the whole tree."""
+        return tree_rss_bytes(self._process.pid)
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_WITHIN_S
