@@ -131,6 +131,18 @@ class Platform:
             found["postgres"] = self._cluster.pid
         return {name: pid for name, pid in found.items() if pid is not None}
 
+    @property
+    def max_connections(self) -> int:
+        """Connection slots of the own server."""
+        return MAX_CONNECTIONS
+
+    async def reseed(self) -> None:
+        """Put back the demo tenant's events of the last week, where they are missing."""
+        await in_thread(lambda: database.seed(make_conninfo(self._admin(), dbname=DATABASE), email_config=self._mail(), again=True))
+
+    def _mail(self) -> dict[str, object]:
+        return {"server": HOST, "port": self.ports.smtp, "from": "reports@shop.example"}
+
     def services_dsn(self, application_name: str) -> str:
         """A connection string with the services' own role."""
         return self._access.dsn(self._admin(), "analytics_user", application_name=application_name, connect_timeout="3")
@@ -323,8 +335,7 @@ class Platform:
         dsn = make_conninfo(self._admin(), dbname=DATABASE)
         database.create_roles(dsn, self._access.roles)
         database.migrate(dsn)
-        mail = {"server": HOST, "port": self.ports.smtp, "from": "reports@shop.example"}
-        database.seed(dsn, email_config=mail)
+        database.seed(dsn, email_config=self._mail())
 
     def _stop_processes(self) -> None:
         stop_all(self._children.values())

@@ -88,7 +88,7 @@ def externals(folder: Path) -> Iterator[Externals]:
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
 
-    async def start() -> tuple[asyncio.Server, Any]:
+    async def start() -> tuple[smtp.MailServer, Any]:
         mails = await smtp.serve("127.0.0.1", 0, mailbox)
         return mails, await sftp.serve("127.0.0.1", 0, user="partner", password="sesame", state_dir=folder)
 
@@ -100,7 +100,7 @@ def externals(folder: Path) -> Iterator[Externals]:
     mails, files = asyncio.run_coroutine_threadsafe(start(), loop).result(20)
     try:
         with serving(idp.create_app(users)) as idp_url, serving(bigquery.create_app()) as bigquery_url:
-            yield Externals(idp_url, bigquery_url, mails.sockets[0].getsockname()[1], files.get_port(), mailbox, folder)
+            yield Externals(idp_url, bigquery_url, mails.port, files.get_port(), mailbox, folder)
     finally:
         asyncio.run_coroutine_threadsafe(stop(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)

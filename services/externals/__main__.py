@@ -97,13 +97,13 @@ def _certificate(state_dir: Path) -> tuple[Path, Path]:
     return chain, key
 
 
-def _web_servers(config: Config, mails: smtp.Mailbox) -> list[tuple[_Server, socket.socket]]:
+def _web_servers(config: Config, mail: smtp.MailServer) -> list[tuple[_Server, socket.socket]]:
     users = [idp.User(user.username, user.password, user.tenants) for user in config.users]
     chain, key = _certificate(config.state_dir)
     apps: list[tuple[str, int, ASGIApp, bool]] = [
         ("idp", config.ports.idp, idp.create_app(users, token_ttl_s=config.token_ttl_s), False),
         ("bigquery", config.ports.bigquery, bigquery.create_app(), False),
-        ("mailbox", config.ports.mailbox, mailbox.create_app(mails), False),
+        ("mailbox", config.ports.mailbox, mailbox.create_app(mail.mailbox, mail.switch), False),
         ("pagerduty", config.ports.pagerduty, pagerduty.create_app(), True),
         ("slack", config.ports.slack, slack.create_app(), True),
     ]
@@ -126,11 +126,11 @@ async def _serve(config: Config) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    mails = smtp.Mailbox()
-    servers = _web_servers(config, mails)
     account = config.smtp or Account(user="", password="")
+    mail = smtp.MailServer(HOST, config.ports.smtp, smtp.Mailbox(), user=account.user, password=account.password)
+    servers = _web_servers(config, mail)
     try:
-        mail = await smtp.serve(HOST, config.ports.smtp, mails, user=account.user, password=account.password)
+        await mail.switch("ok")
         files = await sftp.serve(
             HOST,
             config.ports.sftp,

@@ -90,27 +90,51 @@ def _refuse(status: int, error: str, description: str) -> JSONResponse:
     return JSONResponse({"error": error, "error_description": description}, status, headers=NO_STORE)
 
 
-def create_app(users: Sequence[User], *, token_ttl_s: float = 3600, unix_time: Callable[[], float] = time.time) -> Starlette:
-    """The provider for these users. Routes: ``POST /oauth/token``, ``POST /oauth/introspect``, ``GET /health``."""
-    directory = Directory(users, token_ttl_s, unix_time)
+MODES = ("ok", "error", "forget")
+"""``error`` answers every request with 503; ``forget`` gives tokens and then does not know them."""
 
-    async def token(request: Request) -> Response:
+
+class _Provider:
+    """The endpoints over one directory, and the mode that the faults switch."""
+
+    def __init__(self, directory: Directory, unix_time: Callable[[], float]) -> None:
+        self._directory = directory
+        self._unix_time = unix_time
+        self._mode = MODES[0]
+
+    async def control(self, request: Request) -> Response:
+        if request.method == "POST":
+            try:
+                wanted = (await request.json())["mode"]
+            except (ValueError, KeyError, TypeError):
+                wanted = None
+            if wanted not in MODES:
+                return _refuse(400, "invalid_request", f"mode: expected one of {', '.join(MODES)}")
+            self._mode = wanted
+        return JSONResponse({"mode": self._mode})
+
+    async def token(self, request: Request) -> Response:
+        if self._mode == "error":
+            return _DOWN
         form = await _form(request)
         if form is None:
             return _refuse(400, "invalid_request", "expected a small application/x-www-form-urlencoded body")
         if form.get("grant_type") != "password":
             return _refuse(400, "unsupported_grant_type", "only grant_type=password is served")
-        issued = directory.log_in(form.get("username", ""), form.get("password", ""), form.get("tenant_id", ""))
+        issued = self._directory.log_in(form.get("username", ""), form.get("password", ""), form.get("tenant_id", ""))
         if issued is None:
             return _refuse(401, "invalid_grant", "wrong username, password or tenant")
-        return JSONResponse({"access_token": issued, "token_type": "Bearer", "expires_in": int(token_ttl_s)}, headers=NO_STORE)
+        answer = {"access_token": issued, "token_type": "Bearer", "expires_in": int(self._directory.token_ttl_s)}
+        return JSONResponse(answer, headers=NO_STORE)
 
-    async def introspect(request: Request) -> Response:
+    async def introspect(self, request: Request) -> Response:
+        if self._mode == "error":
+            return _DOWN
         form = await _form(request)
         if form is None or "token" not in form:
             return _refuse(400, "invalid_request", "expected the form field token")
-        found = directory.find(form["token"])
-        if found is None:
+        found = self._directory.find(form["token"])
+        if found is None or self._mode == "forget":
             return JSONResponse({"active": False}, headers=NO_STORE)
         answer = {
             "active": True,
@@ -123,13 +147,26 @@ def create_app(users: Sequence[User], *, token_ttl_s: float = 3600, unix_time: C
         }
         return JSONResponse(answer, headers=NO_STORE)
 
-    async def health(_: Request) -> Response:
-        return JSONResponse({"service": "identity-provider", "status": "healthy", "timestamp": unix_time()})
+    async def health(self, _: Request) -> Response:
+        if self._mode == "error":
+            return _DOWN
+        return JSONResponse({"service": "identity-provider", "status": "healthy", "timestamp": self._unix_time()})
 
+
+_DOWN = _refuse(503, "temporarily_unavailable", "the identity provider is down for maintenance")
+
+
+def create_app(users: Sequence[User], *, token_ttl_s: float = 3600, unix_time: Callable[[], float] = time.time) -> Starlette:
+    """The provider for these users. Routes: ``POST /oauth/token``, ``POST /oauth/introspect``, ``GET /health``.
+
+    The faults switch it through ``/_control`` (loopback only).
+    """
+    provider = _Provider(Directory(users, token_ttl_s, unix_time), unix_time)
     return Starlette(
         routes=[
-            Route("/oauth/token", token, methods=["POST"]),
-            Route("/oauth/introspect", introspect, methods=["POST"]),
-            Route("/health", health),
+            Route("/oauth/token", provider.token, methods=["POST"]),
+            Route("/oauth/introspect", provider.introspect, methods=["POST"]),
+            Route("/health", provider.health),
+            Route("/_control", provider.control, methods=["GET", "POST"]),
         ]
     )

@@ -3,6 +3,8 @@
 A mail's HTML is shown in a sandbox: it may not run, load or navigate anything.
 """
 
+from collections.abc import Awaitable, Callable
+
 from jinja2 import Environment
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -10,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from services.externals.smtp import KEPT, Mail, Mailbox
+from services.externals.smtp import KEPT, MODES, Mail, Mailbox
 
 SANDBOX = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-src 'self'"
@@ -78,9 +80,23 @@ class _Pages:
         return JSONResponse({"service": "mail", "status": "healthy"})
 
 
-def create_app(mailbox: Mailbox) -> Starlette:
-    """Routes: ``/`` and ``/mails/ID`` (pages), ``/mails/ID/html|raw``, ``/api/mails[?to=&after=]``, ``/api/mails/ID``, ``/health``."""
+def create_app(mailbox: Mailbox, switch: Callable[[str], Awaitable[None]] | None = None) -> Starlette:
+    """Routes: ``/`` and ``/mails/ID`` (pages), ``/mails/ID/html|raw``, ``/api/mails[?to=&after=]``, ``/api/mails/ID``, ``/health``.
+
+    With ``switch``, faults switch the mail server through ``/_control`` (loopback only).
+    """
     pages = _Pages(mailbox)
+
+    async def control(request: Request) -> Response:
+        try:
+            mode = (await request.json())["mode"]
+        except (ValueError, KeyError, TypeError):
+            mode = None
+        if switch is None or mode not in MODES:
+            raise HTTPException(400, f"mode: expected one of {', '.join(MODES)}")
+        await switch(mode)
+        return JSONResponse({"mode": mode})
+
     return Starlette(
         routes=[
             Route("/", pages.inbox),
@@ -90,5 +106,6 @@ def create_app(mailbox: Mailbox) -> Starlette:
             Route("/api/mails", pages.api_list),
             Route("/api/mails/{id:int}", pages.api_mail),
             Route("/health", pages.health),
+            Route("/_control", control, methods=["POST"]),
         ]
     )

@@ -84,8 +84,15 @@ class Mailbox:
 class _Handler:
     """aiosmtpd calls this by name."""
 
-    def __init__(self, mailbox: Mailbox) -> None:
+    def __init__(self, mailbox: Mailbox, is_refusing: Callable[[], bool]) -> None:
         self._mailbox = mailbox
+        self._is_refusing = is_refusing
+
+    async def handle_RCPT(self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]) -> str:
+        if self._is_refusing():
+            return "554 5.7.1 this server takes no mail from you"
+        envelope.rcpt_tos.append(address)
+        return "250 2.1.5 ok"
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
         raw = envelope.content if isinstance(envelope.content, bytes) else str(envelope.content or "").encode()
@@ -106,25 +113,59 @@ def _authenticator(user: str, password: str) -> Callable[..., AuthResult]:
     return decide
 
 
-async def serve(host: str, port: int, mailbox: Mailbox, *, user: str = "", password: str = "") -> asyncio.Server:
-    """Listen for SMTP. With a ``user``, AUTH is offered (and needed); without, mail is accepted from anybody."""
-    loop = asyncio.get_running_loop()
-    auth = (
-        {"authenticator": _authenticator(user, password), "auth_require_tls": False, "auth_required": True}
-        if user
-        else {"auth_exclude_mechanism": ["LOGIN", "PLAIN"]}
-    )
+MODES = ("ok", "down", "refuse")
+"""``down`` listens no more; ``refuse`` refuses every recipient."""
 
-    def session() -> SMTP:
+
+class MailServer:
+    """An SMTP server that can be switched off and on. With a ``user``, AUTH is offered (and needed)."""
+
+    def __init__(self, host: str, port: int, mailbox: Mailbox, *, user: str = "", password: str = "") -> None:
+        self.mode = MODES[0]
+        self.mailbox = mailbox
+        self._where = (host, port)
+        self._auth: dict[str, Any] = (
+            {"authenticator": _authenticator(user, password), "auth_require_tls": False, "auth_required": True}
+            if user
+            else {"auth_exclude_mechanism": ["LOGIN", "PLAIN"]}
+        )
+        self._server: asyncio.Server | None = None
+
+    @property
+    def port(self) -> int:
+        """The port listened on. Only while it listens."""
+        assert self._server is not None
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def switch(self, mode: str) -> None:
+        """Take up a mode; a server that listens again does so on the same port. Raises ``OSError``."""
+        self.mode = mode
+        if mode == "down":
+            self.close()
+        elif self._server is None:
+            self._server = await asyncio.get_running_loop().create_server(self._session, *self._where, reuse_address=True)
+            self._where = (self._where[0], self.port)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def _session(self) -> SMTP:
         return SMTP(
-            _Handler(mailbox),
+            _Handler(self.mailbox, lambda: self.mode == "refuse"),
             data_size_limit=MAIL_MAX_BYTES,
             enable_SMTPUTF8=True,
             decode_data=False,
             hostname="mail.platform.test",
             ident="platform mail",
-            loop=loop,
-            **auth,
+            loop=asyncio.get_running_loop(),
+            **self._auth,
         )
 
-    return await loop.create_server(session, host, port)
+
+async def serve(host: str, port: int, mailbox: Mailbox, *, user: str = "", password: str = "") -> MailServer:
+    """A listening server. Raises ``OSError``."""
+    server = MailServer(host, port, mailbox, user=user, password=password)
+    await server.switch("ok")
+    return server

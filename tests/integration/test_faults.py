@@ -152,6 +152,79 @@ async def test_an_ingestion_that_cannot_start_is_told(platform: Platform) -> Non
         await find_fault("stuck-job").heal(platform)
 
 
+async def test_stuck_handshakes_let_nobody_in_until_they_go(platform: Platform) -> None:
+    canary = platform.environment["MONITOR_POSTGRES_CANARY_DSN"] + " connect_timeout=2"
+
+    async def is_out() -> bool:
+        try:
+            await (await psycopg.AsyncConnection.connect(canary)).close()
+        except psycopg.OperationalError:
+            return True
+        return False
+
+    async with provoked(platform, "handshakes-stuck"):
+        await until(is_out)
+    await until(lambda: _not(is_out()))
+
+
+async def test_slow_queries_make_a_report_wait(platform: Platform) -> None:
+    headers = await platform.log_in()
+    report = f"{platform.urls['analytics']}/api/v1/reports/revenue"
+    async with provoked(platform, "slow-queries"):
+        with pytest.raises(httpx2.ReadTimeout):
+            await platform.http.get(report, headers=headers, timeout=1)
+    answer = await platform.http.get(report, headers=headers)
+    assert answer.status_code == 200
+
+
+async def newest_event(platform: Platform) -> float:
+    async with await psycopg.AsyncConnection.connect(platform.services_dsn("test")) as connection:
+        age = "SELECT extract(epoch FROM now() - max(event_timestamp)) FROM purchase"
+        row = await (await connection.execute(age)).fetchone()
+    assert row is not None
+    return float(row[0])
+
+
+async def test_no_new_data_is_days_without_rows(platform: Platform) -> None:
+    assert await newest_event(platform) < 2 * 86_400
+    async with provoked(platform, "no-new-data"):
+        assert await newest_event(platform) > 3 * 86_400
+    assert await newest_event(platform) < 2 * 86_400
+
+
+@pytest.mark.parametrize(("name", "words"), [("smtp-down", "connect"), ("smtp-refuses", "takes no mail")])
+async def test_a_mail_server_that_takes_no_mail_fails_the_report(platform: Platform, name: str, words: str) -> None:
+    newest = "SELECT j.status, j.emails_failed, h.error_message FROM email_sending_jobs j JOIN email_send_history h USING (job_id)"
+    newest += " ORDER BY j.created_at DESC LIMIT 1"
+
+    async def row() -> tuple[object, ...]:
+        async with await psycopg.AsyncConnection.connect(platform.services_dsn("test")) as connection:
+            return tuple(await (await connection.execute(newest)).fetchone() or ("none", 0, ""))
+
+    async def is_failed() -> bool:
+        return (await row())[0] == "failed"
+
+    async def is_sent() -> bool:
+        return (await row())[0] == "completed"
+
+    async with provoked(platform, name):
+        await until(is_failed, within_s=30)
+        assert words in str((await row())[2])
+    await until(is_sent, within_s=30)
+
+
+@pytest.mark.parametrize(
+    ("name", "login", "verify"), [("idp-down", 503, 503), ("tokens-rejected", 200, 401), ("tenant-disabled", 401, 401)]
+)
+async def test_logins_and_tokens_fail_as_each_fault_says(platform: Platform, name: str, login: int, verify: int) -> None:
+    headers = await platform.log_in()
+    form = {"tenant_id": headers["X-Tenant-Id"], "username": "ops@shop.example", "password": platform._access.user_password}
+    async with provoked(platform, name):
+        assert (await platform.http.post(f"{platform.urls['auth']}/api/v1/login", json=form)).status_code == login
+        assert (await platform.http.get(f"{platform.urls['auth']}/api/v1/verify", headers=headers)).status_code == verify
+    assert (await platform.http.get(f"{platform.urls['auth']}/api/v1/verify", headers=await platform.log_in())).status_code == 200
+
+
 # --- by hand ---------------------------------------------------------------------------------------------------------
 
 
