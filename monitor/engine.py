@@ -24,7 +24,8 @@ from monitor.store import Causes, Store, StoreThread
 
 TICK_S = 1.0
 PRUNE_EVERY_S = 3600.0
-RECENT_OUTCOMES = 60
+RECENT_OUTCOMES = 30
+"""As many as the status page draws."""
 MAX_UNSAVED = 100_000
 """Results kept for the history while the store cannot be written; the oldest are dropped first."""
 

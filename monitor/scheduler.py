@@ -122,7 +122,10 @@ class Scheduler:
         return max(TICK_S, self._heap[0].at - now) if self._heap else 3600.0
 
     async def _run_entry(self, entry: _Entry) -> None:
-        wants_recheck = await self._run(entry.instance)
+        try:
+            wants_recheck = await self._run(entry.instance)
+        finally:
+            entry.running = None
         if wants_recheck and self._entries.get(entry.instance.key) is entry:
             at = self._clock.monotonic() + entry.instance.recheck_s
             if at < entry.next_regular:

@@ -76,17 +76,19 @@ def _watched(document: Document, at: KeyPath, table: CheckTable, check: AnyCheck
     written = names_in(document.data.get("services"))
     if not table.services:
         document.add((*at, "services"), "a check needs at least one service", nearest("", written, noun="known services"))
+    seen: set[str] = set()
     for index, name in enumerate(table.services):
         place = (*at, "services", index)
         if name not in written:
             document.add(place, no_such("service", name), nearest(name, written))
-        elif name in table.services[:index]:
+        elif name in seen:
             document.add(place, f'the service "{name}" is named twice')
         elif lacking := _lacking(check, document.data["services"][name]):
             lacks = " and ".join(lacking)
             document.add(place, f'the service "{name}" has no {lacks}, which {check.name} needs', f"add {lacks} to [services.{name}]")
         else:
             yield name
+        seen.add(name)
 
 
 def _lacking(check: AnyCheck, service: object) -> list[str]:

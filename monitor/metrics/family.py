@@ -43,7 +43,6 @@ class Family:
         self._writable = bool(_NAME.fullmatch(metric.name)) and len(set(labels)) == len(labels) and all(map(_LABEL.fullmatch, labels))
         self._cap = inf if cap is None else cap
         self._names: dict[str, dict[tuple[str, ...], str]] = {}
-        self._taken: set[str] = set()
         self._unwritten: dict[str, Values] = {}
         self._blocks: dict[str, str] = {}
         help_text = _UNSAFE_IN_HELP.sub(_replacement, metric.help)
@@ -68,8 +67,7 @@ class Family:
 
     def forget(self, instance: str) -> None:
         """Show nothing of the instance."""
-        names = self._names.pop(instance, {})
-        self._taken.difference_update(names.values())
+        self._names.pop(instance, None)
         self._blocks.pop(instance, None)
         self._unwritten.pop(instance, None)
         self._text = None
@@ -85,14 +83,15 @@ class Family:
         return self._text
 
     def _rename(self, instance: str, values: Values, old: dict[tuple[str, ...], str], given: str) -> dict[tuple[str, ...], str]:
-        """Give the instance the series of ``values``: as many as fit, and none that another instance shows."""
+        """Give the instance the series of ``values``: as many as fit, and none twice where two labels are written alike."""
         self.forget(instance)
         names: dict[tuple[str, ...], str] = {}
+        written: set[str] = set()
         for labels in values:
             name = old.get(labels) or self._name(labels, given)
-            if len(names) < self._cap and name not in self._taken:
+            if len(names) < self._cap and name not in written:
                 names[labels] = name
-        self._taken.update(names.values())
+                written.add(name)
         self._names[instance] = names
         return names
 
