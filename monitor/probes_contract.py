@@ -140,6 +140,9 @@ class LogPosition:
 
     inode: int
     offset: int
+    mark: int = 0
+    """Digest of the last bytes in front of ``offset``. Inode numbers are used again, and a truncated file grows again: what stands
+    there tells whether it is still the same text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,16 +159,49 @@ class LogPiece:
     truncated: bool = False
     """The file became shorter than what was read of it."""
     missed_bytes: int = 0
-    """Left out because it was too much, or because the rotated file is gone."""
+    """Left out: too far behind, the rest of a line that is too long, or what a rotated file held that was compressed since. What a
+    deleted file held is not known and not counted."""
     more: bool = False
     """There is more to read at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class RotatedLog:
+    """A former part of a log, beside it: ``name.1``, ``name-20261124.gz``."""
+
+    name: str
+    size_bytes: int
+    written_at: datetime
+    """Compressing keeps it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogFamily:
+    """A log file, its rotated parts and the folder they are in."""
+
+    inode: int
+    size_bytes: int
+    written_at: datetime
+    first_line: str
+    """Cut; empty when the file is."""
+    rotated: tuple[RotatedLog, ...]
+    """Latest first."""
+    folder_bytes: int
+    """What the files of its folder take on the disk, without sub-folders."""
 
 
 class LogReader(Protocol):
     """Read access to the log files named in the configuration."""
 
     async def read_on(self, path: str, position: LogPosition | None, *, max_bytes: int = 8_388_608) -> LogPiece:
-        """What was added since ``position``; without one, the last ``max_bytes`` of the file. Raises ``CannotLook``."""
+        """What was added since ``position``; without one, the last ``max_bytes`` of the file. Raises ``CannotLook``.
+
+        A line without its end is left for later, unless it is longer than 64 KiB: then it is cut.
+        """
+        ...
+
+    async def family(self, path: str) -> LogFamily:
+        """The file with its rotated parts. Raises ``CannotLook``."""
         ...
 
 

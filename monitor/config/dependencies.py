@@ -18,7 +18,8 @@ def upstream_of(document: Document, services: Mapping[str, Service]) -> dict[str
                 document.add(at, "a service cannot depend on itself")
             elif other not in written:
                 document.add(at, no_such("service", other), nearest(other, written))
-    found = {name: frozenset(_reach(name, {other: known.depends_on for other, known in services.items()})) for name in services}
+    direct = {name: service.depends_on for name, service in services.items()}
+    found = {name: frozenset(_reach(name, direct)) for name in services}
     for name, service in services.items():
         for index, other in enumerate(service.depends_on):
             if other != name and name in found.get(other, ()):

@@ -1,18 +1,20 @@
-"""Reading log files from their end: the last lines that hold a text.
+"""Reading log files: onwards from a position, and from their end the last lines that hold a text.
 
-Owns the bounds that keep a huge file, an endless line or binary rubbish from hurting the monitor.
+Owns the bounds that keep a huge file, an endless line, binary rubbish or a dead disk from hurting the monitor.
 """
 
 import asyncio
 import os
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from monitor.errors import CannotLook
 from monitor.plugins import one_line
-from monitor.probes_contract import LogPiece, LogPosition
+from monitor.probes import log_tail
+from monitor.probes_contract import LogFamily, LogPiece, LogPosition
 
 BLOCK_BYTES = 65_536
 LOOK_BACK_BYTES = 268_435_456
@@ -20,39 +22,70 @@ LOOK_BACK_BYTES = 268_435_456
 SHOWN_CHARS = 2_000
 WITHIN_S = 5.0
 
+T = TypeVar("T")
+
 
 class LogFiles:
-    """Implements :class:`monitor.plugins.Logs` on files of this machine. Memory stays below a few blocks, whatever the file holds."""
+    """Implements :class:`monitor.plugins.Logs` and :class:`monitor.probes_contract.LogReader` on files of this machine."""
+
+    def __init__(self) -> None:
+        self._hanging: set[str] = set()
+        """Paths whose reading was given up while its thread still hangs there."""
 
     async def matching(self, path: str, text: str, *, limit: int) -> tuple[str, ...]:
         """The last ``limit`` lines of ``path`` that contain ``text`` literally, oldest first, each cut to one printable line.
 
+        Memory stays below a few blocks, whatever the file holds.
+
         Raises ``CannotLook`` when the file cannot be read within a few seconds.
         """
-        stop = False
 
-        def look() -> tuple[str, ...]:
+        def look(stopped: Callable[[], bool]) -> tuple[str, ...]:
             found: list[str] = []
             with _open(path) as file:
                 for line in _matching_backwards(file, text.encode()):
-                    if stop or len(found) >= limit:
+                    if stopped() or len(found) >= limit:
                         break
                     if line is not None:
                         found.append(one_line(line.decode("utf-8", "replace"), limit=SHOWN_CHARS))
             return tuple(reversed(found))
 
-        try:
-            async with asyncio.timeout(WITHIN_S):
-                return await asyncio.to_thread(look)
-        except TimeoutError as exc:
-            raise CannotLook(f"reading the log file {path} took longer than {WITHIN_S:g} s: is its disk slow or gone?") from exc
-        except OSError as exc:
-            raise CannotLook(f"the log file {path} cannot be read: {exc.strerror or exc}") from exc
-        finally:
-            stop = True
+        return await self._in_thread(path, look)
 
     async def read_on(self, path: str, position: LogPosition | None, *, max_bytes: int = 8_388_608) -> LogPiece:
-        raise CannotLook("logs cannot be read on yet")
+        return await self._in_thread(path, lambda stopped: log_tail.read_on(path, position, max_bytes=max_bytes, stopped=stopped))
+
+    async def family(self, path: str) -> LogFamily:
+        return await self._in_thread(path, lambda _: log_tail.family(path))
+
+    async def _in_thread(self, path: str, look: Callable[[Callable[[], bool]], T]) -> T:
+        """Look beside the event loop. A thread that a dead disk holds for ever is left behind, and no other one follows it there."""
+        if path in self._hanging:
+            raise CannotLook(f"an earlier reading of the log file {path} still hangs: is its disk slow or gone?")
+        given_up = threading.Event()
+
+        def run() -> T:
+            try:
+                return look(given_up.is_set)
+            finally:
+                if given_up.is_set():
+                    self._hanging.discard(path)
+
+        try:
+            async with asyncio.timeout(WITHIN_S):
+                return await asyncio.to_thread(run)
+        except TimeoutError as exc:
+            self._hanging.add(path)
+            raise CannotLook(f"reading the log file {path} took longer than {WITHIN_S:g} s: is its disk slow or gone?") from exc
+        except FileNotFoundError as exc:
+            raise CannotLook(f"the log file {path} does not exist: is the path right, and did the service ever write there?") from exc
+        except PermissionError as exc:
+            raise CannotLook(f"the log file {path} cannot be read: {exc.strerror}: let the monitor's user into its group") from exc
+        except (OSError, ValueError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else None
+            raise CannotLook(f"the log file {path} cannot be read: {reason or exc}") from exc
+        finally:
+            given_up.set()
 
 
 def _open(path: str) -> BinaryIO:
