@@ -3,6 +3,7 @@
 import asyncio
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,13 +20,15 @@ from monitor.cli.opening import (
     JsonOption,
     err,
     open_settings,
+    open_store,
     out,
     print_json,
 )
 from monitor.clock import SystemClock
 from monitor.config.settings import CheckInstance, Settings
 from monitor.domain import CheckResult, Outcome, Severity
-from monitor.errors import UsageError
+from monitor.errors import MonitorError, UsageError
+from monitor.memory import Memory
 from monitor.probes.outside import Outside
 from monitor.runner import Runner
 
@@ -48,7 +51,7 @@ def register(app: typer.Typer) -> None:
         settings, _ = open_settings(config)
         chosen = choose(settings, names or [])
         with err.status(f"looking: {len(chosen)} checks"):
-            results = asyncio.run(run_once(settings, chosen))
+            results = asyncio.run(run_once(settings, chosen, remembered(config)))
         code = max((exit_code(result) for result in results), key=_ORDER.index, default=EXIT_OK)
         if as_json:
             print_json({"status": WORDS[code], "code": code, "results": [_as_json(result) for result in results]})
@@ -68,11 +71,25 @@ def choose(settings: Settings, names: list[str]) -> list[CheckInstance]:
     return [i for i in settings.instances if not names or i.key in names or i.name in names]
 
 
-async def run_once(settings: Settings, chosen: list[CheckInstance]) -> list[CheckResult]:
+def remembered(config: Path) -> Memory:
+    """What the running monitor's checks kept, to compare with; nothing where its state cannot be read. This run leaves no trace in it."""
+    try:
+        store = open_store(config)
+    except MonitorError:
+        return Memory()
+    try:
+        return Memory(store.kept.all())
+    except MonitorError:
+        return Memory()
+    finally:
+        store.close()
+
+
+async def run_once(settings: Settings, chosen: list[CheckInstance], memory: Memory) -> list[CheckResult]:
     """Run instances at the same time, once each."""
     clock = SystemClock()
     outside = Outside(clock)
-    runner = Runner(clock, lambda instance, kept: outside.check_context(instance.service, name=instance.name, kept=kept))
+    runner = Runner(clock, lambda instance, kept: outside.check_context(instance.service, name=instance.name, kept=kept), memory)
     try:
         return list(await asyncio.gather(*(runner.run(instance) for instance in chosen)))
     finally:

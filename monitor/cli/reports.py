@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """The runbook's five daily checks with true values of this moment; what nobody can answer says so."""
         from dashboards.daily import render_html, render_text  # noqa: PLC0415
-        from monitor.cli.checks import run_once  # noqa: PLC0415
+        from monitor.cli.checks import remembered, run_once  # noqa: PLC0415
         from monitor.clock import SystemClock  # noqa: PLC0415
         from monitor.reports import build_daily, mail_report  # noqa: PLC0415
         from monitor.store import Store  # noqa: PLC0415
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
         settings, _ = open_settings(config)
         clock = SystemClock()
         with err.status("looking"):
-            results = asyncio.run(run_once(settings, list(settings.instances)))
+            results = asyncio.run(run_once(settings, list(settings.instances), remembered(config)))
         store = Store(settings.state_url)
         try:
             now = clock.now()

@@ -70,7 +70,7 @@ def test_a_check_depends_on_the_one_of_the_same_service_or_on_all(tmp_path: Path
     [
         ('depends_on = ["db"]', 'depends_on = ["dbb"]', 'services.auth.depends_on[0]: there is no service "dbb" (did you mean "db"?)'),
         ('depends_on = ["db"]', 'depends_on = ["auth"]', "a service cannot depend on itself"),
-        ('depends_on = ["http_health"]', 'depends_on = ["http"]', 'there is no check "http" (did you mean "http_health"?)'),
+        ('depends_on = ["http_health"]', 'depends_on = ["http_helth"]', 'there is no check "http_helth" (did you mean "http_health"?)'),
         ('depends_on = ["http_health"]', 'depends_on = ["slow"]', "a check cannot depend on itself"),
         ('depends_on = ["http_health"]', 'severity = [{severity = "P1", finding = "ServiceDwn"}]', 'did you mean "ServiceDown"?'),
         ('depends_on = ["http_health"]', 'severity = [{severity = "P7"}]', "checks.slow.severity[0].severity"),
