@@ -62,30 +62,35 @@ class LogFiles:
         """Look beside the event loop. A thread that a dead disk holds for ever is left behind, and no other one follows it there."""
         if path in self._hanging:
             raise CannotLook(f"an earlier reading of the log file {path} still hangs: is its disk slow or gone?")
-        given_up = threading.Event()
+        given_up, started, finished = threading.Event(), threading.Event(), threading.Event()
 
         def run() -> T:
+            started.set()
             try:
                 return look(given_up.is_set)
             finally:
-                if given_up.is_set():
-                    self._hanging.discard(path)
+                finished.set()
+                self._hanging.discard(path)
 
         try:
             async with asyncio.timeout(WITHIN_S):
                 return await asyncio.to_thread(run)
         except TimeoutError as exc:
-            self._hanging.add(path)
             raise CannotLook(f"reading the log file {path} took longer than {WITHIN_S:g} s: is its disk slow or gone?") from exc
-        except FileNotFoundError as exc:
-            raise CannotLook(f"the log file {path} does not exist: is the path right, and did the service ever write there?") from exc
-        except PermissionError as exc:
-            raise CannotLook(f"the log file {path} cannot be read: {exc.strerror}: let the monitor's user into its group") from exc
-        except (OSError, ValueError) as exc:
-            reason = exc.strerror if isinstance(exc, OSError) else None
-            raise CannotLook(f"the log file {path} cannot be read: {reason or exc}") from exc
+        except OSError as exc:
+            raise CannotLook(f"the log file {path} cannot be read: {exc.strerror or exc}{_CURES.get(type(exc), '')}") from exc
         finally:
             given_up.set()
+            if started.is_set():
+                self._hanging.add(path)
+            if finished.is_set():
+                self._hanging.discard(path)
+
+
+_CURES: dict[type[OSError], str] = {
+    FileNotFoundError: ": is the path right, and did the service ever write there?",
+    PermissionError: ": let the monitor's user into the group of the file",
+}
 
 
 def _open(path: str) -> BinaryIO:
