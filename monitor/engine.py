@@ -52,7 +52,7 @@ class Engine:
         self.settings = settings
         self.store_error: str | None = None
         self.latest: dict[str, CheckResult] = {}
-        self.recent: dict[str, deque[Outcome]] = {}
+        self.recent: dict[str, tuple[Outcome, ...]] = {}
         self._store = store
         self._thread = thread
         self._runner = runner
@@ -89,7 +89,7 @@ class Engine:
         if instance.key not in self._keys:  # removed by a reload while it ran
             return False
         self.latest[instance.key] = result
-        self.recent.setdefault(instance.key, deque(maxlen=RECENT_OUTCOMES)).append(result.outcome)
+        self.recent[instance.key] = (*self.recent.get(instance.key, ())[1 - RECENT_OUTCOMES :], result.outcome)
         self._unsaved.append(result)
         self._on_result(result)
         if result.outcome is Outcome.OK and instance.key not in self._unquiet:

@@ -33,6 +33,7 @@ class Exposition:
         self._families: dict[str, Family] = {}
         self._of_instance: dict[str, tuple[Family, ...]] = {}
         self._runs: dict[str, Counter[Outcome]] = {}
+        self._subjects: dict[str, _Subject] = {}
         self._own: dict[Metric, Values] = {}
         self._changed: set[Metric] = set()
         self._text: bytes | None = None
@@ -54,7 +55,10 @@ class Exposition:
         runs = self._runs.setdefault(result.instance, Counter())
         runs[result.outcome] += 1
         shown = [self._show(result.instance, metric, _SUBJECT, values, _subject(result)) for metric, values in grouped.values()]
-        shown += [self._show(result.instance, metric, (), values, "") for metric, values in _about(result, runs)]
+        subject = self._subjects.get(result.instance)
+        if subject is None:
+            subject = self._subjects[result.instance] = _Subject(_name(result), result.service)
+        shown += [self._show(result.instance, metric, (), values, "") for metric, values in subject.about(result, runs)]
         families = tuple(family for family in shown if family is not None)
         for family in self._of_instance.get(result.instance, ()):
             if family not in families:
@@ -67,6 +71,7 @@ class Exposition:
         for family in self._of_instance.pop(instance, ()):
             family.forget(instance)
         self._runs.pop(instance, None)
+        self._subjects.pop(instance, None)
         self._text = None
 
     def set(self, metric: Metric, value: float, /, **labels: object) -> None:
@@ -151,12 +156,19 @@ def _group(grouped: dict[str, _Batch], sample: Sample) -> bool:
     return True
 
 
-def _about(result: CheckResult, runs: Counter[Outcome]) -> tuple[_Batch, ...]:
-    """What is shown of every run, whatever the check."""
-    subject = (_name(result), result.service)
-    return (
-        (names.CHECK_OUTCOME, {(*subject, outcome): float(outcome is result.outcome) for outcome in names.OUTCOMES}),
-        (names.CHECK_DURATION, {subject: result.duration_s}),
-        (names.CHECK_LAST_RUN, {subject: result.started_at.timestamp()}),
-        (names.CHECK_RUNS, {(*subject, outcome): float(runs[outcome]) for outcome in names.OUTCOMES}),
-    )
+class _Subject:
+    """One instance in the label values that all its results share, and what is shown of every run, whatever the check."""
+
+    __slots__ = ("_outcomes", "_subject")
+
+    def __init__(self, check: str, service: str) -> None:
+        self._subject = (check, service)
+        self._outcomes = tuple((outcome, (check, service, outcome.value)) for outcome in names.OUTCOMES)
+
+    def about(self, result: CheckResult, runs: Counter[Outcome]) -> tuple[_Batch, ...]:
+        return (
+            (names.CHECK_OUTCOME, {labels: float(outcome is result.outcome) for outcome, labels in self._outcomes}),
+            (names.CHECK_DURATION, {self._subject: result.duration_s}),
+            (names.CHECK_LAST_RUN, {self._subject: result.started_at.timestamp()}),
+            (names.CHECK_RUNS, {labels: float(runs[outcome]) for outcome, labels in self._outcomes}),
+        )

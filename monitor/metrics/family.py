@@ -11,6 +11,9 @@ from monitor.domain import Metric
 Values = dict[tuple[str, ...], float]
 """Value by label values, in the metric's declared order."""
 
+_Names = tuple[tuple[tuple[str, ...], ...], tuple[str | None, ...]]
+"""Label values of an instance's series, and beside each how the series is written; None where it is left out."""
+
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 _UNSAFE = re.compile('[\\\\"\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
@@ -42,7 +45,7 @@ class Family:
         self._added = added
         self._writable = bool(_NAME.fullmatch(metric.name)) and len(set(labels)) == len(labels) and all(map(_LABEL.fullmatch, labels))
         self._cap = inf if cap is None else cap
-        self._names: dict[str, dict[tuple[str, ...], str]] = {}
+        self._names: dict[str, _Names] = {}
         self._unwritten: dict[str, Values] = {}
         self._blocks: dict[str, str] = {}
         help_text = _UNSAFE_IN_HELP.sub(_replacement, metric.help)
@@ -58,12 +61,13 @@ class Family:
 
         Keeps ``values``. Returns how many series were left out.
         """
-        names = self._names.get(instance)
-        if names is None or values.keys() != names.keys():
-            names = self._rename(instance, values, names or {}, given)
+        known = self._names.get(instance)
+        labels = tuple(values)
+        if known is None or known[0] != labels:
+            known = self._names[instance] = (labels, self._write_names(labels, given))
         self._unwritten[instance] = values
         self._text = None
-        return len(values) - len(names)
+        return known[1].count(None)
 
     def forget(self, instance: str) -> None:
         """Show nothing of the instance."""
@@ -76,24 +80,23 @@ class Family:
         """Header and lines, or nothing while there is no series."""
         if self._text is None:
             for instance, values in self._unwritten.items():
-                self._blocks[instance] = "".join([f"{name} {_number(values[labels])}\n" for labels, name in self._names[instance].items()])
+                lines = zip(self._names[instance][1], values.values(), strict=True)
+                self._blocks[instance] = "".join([f"{name} {_number(value)}\n" for name, value in lines if name is not None])
             self._unwritten.clear()
             body = "".join(self._blocks.values())
             self._text = self._head + body if body else ""
         return self._text
 
-    def _rename(self, instance: str, values: Values, old: dict[tuple[str, ...], str], given: str) -> dict[tuple[str, ...], str]:
-        """Give the instance the series of ``values``: as many as fit, and none twice where two labels are written alike."""
-        self.forget(instance)
-        names: dict[tuple[str, ...], str] = {}
-        written: set[str] = set()
-        for labels in values:
-            name = old.get(labels) or self._name(labels, given)
-            if len(names) < self._cap and name not in written:
-                names[labels] = name
-                written.add(name)
-        self._names[instance] = names
-        return names
+    def _write_names(self, labels: tuple[tuple[str, ...], ...], given: str) -> tuple[str | None, ...]:
+        """As many as fit, and none twice where two labels are written alike."""
+        names: dict[str, None] = {}
+        return tuple(self._admit(self._name(values, given), names) for values in labels)
+
+    def _admit(self, name: str, names: dict[str, None]) -> str | None:
+        if len(names) >= self._cap or name in names:
+            return None
+        names[name] = None
+        return name
 
     def _name(self, labels: tuple[str, ...], given: str) -> str:
         written = [f'{name}="{escape(value)}"' for name, value in zip(self._metric.labels, labels, strict=True)]
