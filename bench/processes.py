@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +75,12 @@ class Worker:
 class Program:
     """A foreign server in a process of its own, ready when ``url`` answers; a context manager."""
 
-    def __init__(self, command: list[str], *, url: str, log: Path) -> None:
-        self._command, self._url, self._log = command, url, log
+    def __init__(self, command: list[str], *, url: str, log: Path, environment: Mapping[str, str] | None = None) -> None:
+        self._command, self._url, self._log, self._environment = command, url, log, environment
 
     def __enter__(self) -> "Program":
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT, env=self._environment)
         try:
             self._wait_until_ready()
         except BaseException:

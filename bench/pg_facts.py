@@ -1,0 +1,153 @@
+"""One collection of a PostgreSQL server's facts, beside postgres_exporter with its table statistics: CPU of client and server.
+
+Both are asked for everything each time; ours keeps one connection, sends its statements in pipelines and judges what it sees.
+"""
+
+import os
+import shutil
+import urllib.request
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from bench.http_probe import version_of
+from bench.measure import BenchError, Cell, Figure, cost, tree_cpu_s
+from bench.pg_collecting import FACTS
+from bench.plan import Plan
+from bench.processes import Program, Worker, free_port
+from services.cluster import Cluster
+
+EXPORTER = ("prometheus-postgres-exporter", "postgres_exporter")
+TABLE_COUNTS = (10, 2_000)
+COLLECTIONS = {10: 600, 2_000: 60}
+MAKE_TABLES = """
+DO $$ BEGIN FOR n IN 1..%d LOOP
+  EXECUTE format('CREATE TABLE t%%s (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, at timestamptz DEFAULT now(), note text)', n);
+  EXECUTE format('INSERT INTO t%%s (note) SELECT repeat(''x'', 50) FROM generate_series(1, 100)', n);
+END LOOP; END $$
+"""
+# The exporter's own example queries of table statistics, in the shape it wants.
+QUERIES = """
+pg_stat_user_tables:
+  query: "SELECT current_database() datname, schemaname, relname, seq_scan, seq_tup_read, idx_scan, idx_tup_fetch, n_tup_ins, n_tup_upd, \
+n_tup_del, n_tup_hot_upd, n_live_tup, n_dead_tup, n_mod_since_analyze, COALESCE(last_vacuum, '1970-01-01Z') AS last_vacuum, \
+COALESCE(last_autovacuum, '1970-01-01Z') AS last_autovacuum, COALESCE(last_analyze, '1970-01-01Z') AS last_analyze, \
+COALESCE(last_autoanalyze, '1970-01-01Z') AS last_autoanalyze, vacuum_count, autovacuum_count, analyze_count, autoanalyze_count \
+FROM pg_stat_user_tables"
+  metrics:
+    - {datname: {usage: "LABEL", description: "database"}}
+    - {schemaname: {usage: "LABEL", description: "schema"}}
+    - {relname: {usage: "LABEL", description: "table"}}
+"""
+COUNTERS = ("seq_scan", "seq_tup_read", "idx_scan", "idx_tup_fetch", "n_tup_ins", "n_tup_upd", "n_tup_del", "n_tup_hot_upd",
+            "vacuum_count", "autovacuum_count", "analyze_count", "autoanalyze_count")  # fmt: skip
+GAUGES = ("n_live_tup", "n_dead_tup", "n_mod_since_analyze", "last_vacuum", "last_autovacuum", "last_analyze", "last_autoanalyze")
+
+
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    client: Cell
+    server: Cell
+    series: int
+
+
+def run(plan: Plan) -> list[Figure]:
+    figures = []
+    for tables in TABLE_COUNTS[: 1 if plan.quick else 2]:
+        figures += _compare(plan, tables)
+    return figures
+
+
+def _compare(plan: Plan, tables: int) -> list[Figure]:
+    count = 5 if plan.quick else COLLECTIONS[tables]
+    folder = plan.folder / f"pg_facts_{tables}"
+    folder.mkdir()
+    data = folder / "pg"
+    data.mkdir()
+    plan.folder.chmod(0o755)  # PostgreSQL's own account must enter
+    folder.chmod(0o755)
+    data.chmod(0o755)
+    program = next(filter(None, map(shutil.which, EXPORTER)), None)
+    taken: dict[str, list[_Cost]] = {"monitor": [], "exporter": []}
+    with ExitStack() as stack:
+        cluster = stack.enter_context(Cluster(data / "cluster"))
+        dsn = _prepare(cluster, tables)
+        secret = folder / "dsn"
+        secret.touch(mode=0o600)
+        secret.write_text(dsn)
+        monitor = stack.enter_context(Worker("bench.pg_collecting", folder, secret))
+        exporter = _start_exporter(stack, program, folder, dsn) if program else None
+        for number in range(plan.pairs + 1):
+            plan.say(f"pg_facts, {tables} tables: pair {number} of {plan.pairs} ({count} collections a side)")
+            size = min(count, 5) if number == 0 else count  # the first is to warm up
+            ours = _ours(monitor, cluster, size)
+            theirs = _theirs(*exporter, cluster, size) if exporter else None
+            if number:
+                taken["monitor"].append(ours)
+                taken["exporter"] += [theirs] if theirs else []
+    return _figures(plan, tables, taken, f"postgres_exporter {version_of(program)}" if program else "postgres_exporter is not installed")
+
+
+def _figures(plan: Plan, tables: int, taken: dict[str, list[_Cost]], peer_name: str) -> list[Figure]:
+    figures = []
+    for what in ("client", "server"):
+        sides = {
+            name: cost([getattr(one, what) for one in costs], per=1, scale=1000, quick=plan.quick) for name, costs in taken.items() if costs
+        }
+        series = ", ".join(f"{name} {costs[-1].series} series" for name, costs in taken.items() if costs)
+        notes = (f"{series}; ours: {', '.join(FACTS)}, with judgement; omits the exporter's pg_settings and pg_locks by mode",)
+        name = f"pg_facts {what}, {tables:,} tables"
+        figures.append(Figure(name, "CPU-ms / collection", sides["monitor"], sides.get("exporter"), peer_name, notes))
+    return figures
+
+
+def _prepare(cluster: Cluster, tables: int) -> str:
+    with psycopg.connect(cluster.dsn(), autocommit=True) as admin:
+        admin.execute("CREATE DATABASE shop")
+        admin.execute("CREATE ROLE watcher LOGIN IN ROLE pg_monitor")
+    with psycopg.connect(cluster.dsn("shop"), autocommit=True) as admin:
+        admin.execute((MAKE_TABLES % tables).encode())
+        admin.execute("ANALYZE")
+    return make_conninfo(cluster.dsn("shop"), user="watcher")
+
+
+def _start_exporter(stack: ExitStack, program: str, folder: Path, dsn: str) -> tuple[Program, str]:
+    metrics = [f'    - {{{name}: {{usage: "COUNTER", description: "{name}"}}}}' for name in COUNTERS]
+    metrics += [f'    - {{{name}: {{usage: "GAUGE", description: "{name}"}}}}' for name in GAUGES]
+    queries = folder / "queries.yaml"
+    queries.write_text(QUERIES + "\n".join(metrics) + "\n")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    parts = psycopg.conninfo.conninfo_to_dict(dsn)
+    source = f"postgresql://watcher@127.0.0.1:{parts['port']}/shop?sslmode=disable"
+    command = [program, f"--web.listen-address=127.0.0.1:{port}", f"--extend.query-path={queries}", "--log.level=error"]
+    environment = {**os.environ, "DATA_SOURCE_NAME": source}
+    server = stack.enter_context(Program(command, url=f"{url}/", log=folder / "exporter.log", environment=environment))
+    return server, f"{url}/metrics"
+
+
+def _ours(monitor: Worker, cluster: Cluster, count: int) -> _Cost:
+    client_s, server_s = monitor.cpu_s(), _server_s(cluster)
+    answer = monitor.ask(count=count)
+    if answer["blind"]:
+        raise BenchError(f"checks could not look: {answer['blind']}")
+    return _Cost(Cell(monitor.cpu_s() - client_s, count), Cell(_server_s(cluster) - server_s, count), answer["series"])
+
+
+def _theirs(exporter: Program, url: str, cluster: Cluster, count: int) -> _Cost:
+    client_s, server_s, series = exporter.cpu_s(), _server_s(cluster), 0
+    for _ in range(count):
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            page = answer.read()
+        series = sum(line.startswith(b"pg_") for line in page.splitlines())
+        if b"\npg_up 1" not in page or b"\npg_stat_user_tables_seq_scan{" not in page:
+            raise BenchError("postgres_exporter did not collect: see its log")
+    return _Cost(Cell(exporter.cpu_s() - client_s, count), Cell(_server_s(cluster) - server_s, count), series)
+
+
+def _server_s(cluster: Cluster) -> float:
+    assert cluster.pid is not None
+    return tree_cpu_s(cluster.pid)
