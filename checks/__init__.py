@@ -5,6 +5,7 @@ A check is ``async def name(ctx, cfg) -> Observed`` under :func:`check`. It look
 """
 
 from checks.http_health import http_health
+from checks.log_errors import log_errors
 from checks.pg_connections import pg_connections
 from checks.stuck_jobs import stuck_jobs
 from monitor.clock import Clock
@@ -23,7 +24,7 @@ from monitor.probes_contract import (
     Postgres,
 )
 
-BUILTINS: tuple[AnyCheck, ...] = (http_health, pg_connections, stuck_jobs)
+BUILTINS: tuple[AnyCheck, ...] = (http_health, log_errors, pg_connections, stuck_jobs)
 
 __all__ = [
     "BUILTINS",
