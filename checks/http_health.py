@@ -21,7 +21,9 @@ STATUS = Metric("monitor_http_status", "Status code of the latest answer; 0 when
 RESPONSE_BYTES = Metric("monitor_http_response_bytes", "Size of the latest answer's decoded body.")
 TLS_EXPIRY = Metric("monitor_http_tls_expiry_seconds", "Time until the first certificate of the service's chain expires.")
 
-DOWN = FindingKind("ServiceDown", Severity.P1, "INC-001", "The health address is refused, silent, or answers with a wrong status or body.")
+DOWN = FindingKind(
+    "ServiceDown", Severity.P1, "INC-001", "The health address is refused, silent, or answers with a wrong status or body.", fells=True
+)
 SLOW = FindingKind("ServiceSlow", Severity.P3, "INC-005", "The health address answers well, but slower than slow_after.")
 EXPIRING = FindingKind("CertificateExpiring", Severity.P3, None, "A certificate of the service expires within tls_warn_days.")
 

@@ -1,0 +1,76 @@
+"""One cause, one page: the running monitor asks a dependency at once when a service fails, and folds the symptoms into its incident."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from services.externals import pagerduty
+from tests.notify_parts import Authority, Fake, serve
+from tests.support.monitoring import Target, child, free_port, ready, write_config
+from tests.support.world import until_async
+
+CHECK: dict[str, Any] = {"check": "http_health", "deadline": "500ms", "slow_after": "400ms", "fail_after": 2, "recover_after": 2}
+
+
+async def actions(pager: Fake) -> list[str]:
+    """What the pager was told, in order."""
+    return [call["event_action"] for call in (await pager.received())["events"]]
+
+
+async def test_a_dependency_that_is_down_is_the_one_page(tmp_path: Path) -> None:
+    authority, base, web, port = Authority.create(tmp_path), Target(), Target(), free_port()
+    await base.up()
+    await web.up()
+    async with serve(pagerduty.create_app(), authority) as pager:
+        config = write_config(
+            tmp_path,
+            target=web.url,
+            pager_url=pager.url,
+            ca_file=authority.ca_file,
+            port=port,
+            services={"base": {"url": base.url}, "web": {"url": web.url, "depends_on": ["base"]}},
+            checks={
+                # The dependency is looked at so rarely that only being asked out of turn can name it in time.
+                "base_health": {**CHECK, "services": ["base"], "every": "15s", "recheck": "300ms"},
+                "web_health": {**CHECK, "services": ["web"], "every": "1s", "timeout": "900ms", "recheck": "600ms"},
+            },
+        )
+        async with (
+            child(tmp_path, "run", "--config", str(config)) as process,
+            httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=5) as http,
+        ):
+            await ready(port, process, tmp_path)
+
+            async def shows(line: str) -> bool:
+                return line in (await http.get("/metrics")).text.splitlines()
+
+            async def is_well(name: str) -> bool:
+                return await shows(f'monitor_check_outcome{{check="{name}_health",service="{name}",outcome="ok"}} 1.0')
+
+            await until_async(lambda: is_well("base"))
+            await until_async(lambda: is_well("web"))
+            await asyncio.gather(base.down(), web.down())
+
+            async def paged() -> bool:
+                return bool(await actions(pager))
+
+            async def attached() -> bool:
+                page = (await http.get("/")).text
+                incident = page.split("/incidents/")[1][:12]
+                return "also: " in (await http.get(f"/incidents/{incident}")).text
+
+            await until_async(paged)
+            await until_async(attached)
+            assert await actions(pager) == ["trigger"]
+            assert (await http.get("/")).text.count("base does not answer") >= 1
+            await asyncio.gather(base.up(), web.up())
+
+            async def over() -> bool:
+                return "resolve" in await actions(pager) and await shows('monitor_incidents{severity="P1",state="open"} 0.0')
+
+            await until_async(over, within_s=80)
+            assert await actions(pager) == ["trigger", "resolve"]
+    await base.down()
+    await web.down()
