@@ -4,9 +4,13 @@ A check is ``async def name(ctx, cfg) -> Observed`` under :func:`check`. It look
 :class:`CannotLook` when it could not see. To add one: a file here, a line in ``BUILTINS``, a test.
 """
 
+from checks.access_log import access_log
 from checks.http_health import http_health
 from checks.log_errors import log_errors
+from checks.pg_blocking import pg_blocking
 from checks.pg_connections import pg_connections
+from checks.pg_idle_in_transaction import pg_idle_in_transaction
+from checks.pg_long_queries import pg_long_queries
 from checks.stuck_jobs import stuck_jobs
 from monitor.clock import Clock
 from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
@@ -24,7 +28,16 @@ from monitor.probes_contract import (
     Postgres,
 )
 
-BUILTINS: tuple[AnyCheck, ...] = (http_health, log_errors, pg_connections, stuck_jobs)
+BUILTINS: tuple[AnyCheck, ...] = (
+    access_log,
+    http_health,
+    log_errors,
+    pg_blocking,
+    pg_connections,
+    pg_idle_in_transaction,
+    pg_long_queries,
+    stuck_jobs,
+)
 
 __all__ = [
     "BUILTINS",

@@ -210,15 +210,23 @@ class ProcessTime:
             await self._app(scope, receive, send)
             return
         started = scope["process_started"] = time.perf_counter()
+        told = False
 
         async def timed(message: Message) -> None:
+            nonlocal told
             if message["type"] == "http.response.start":
                 elapsed_s = time.perf_counter() - started
                 MutableHeaders(scope=message)["X-Process-Time"] = f"{elapsed_s:.6f}"
                 self._tell(scope, message["status"], elapsed_s)
+                told = True
             await send(message)
 
-        await self._app(scope, receive, timed)
+        try:
+            await self._app(scope, receive, timed)
+        except Exception:
+            if not told:  # answered outside of this middleware, by _answer_crash
+                self._tell(scope, 500, time.perf_counter() - started)
+            raise
 
     def _tell(self, scope: Scope, status: int, elapsed_s: float) -> None:
         if scope["path"] == "/health" and elapsed_s < SLOW_S:
