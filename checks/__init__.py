@@ -7,6 +7,7 @@ A check is ``async def name(ctx, cfg) -> Observed`` under :func:`check`. It look
 from checks.access_log import access_log
 from checks.http_health import http_health
 from checks.log_errors import log_errors
+from checks.log_rotation import log_rotation
 from checks.pg_blocking import pg_blocking
 from checks.pg_connections import pg_connections
 from checks.pg_idle_in_transaction import pg_idle_in_transaction
@@ -32,6 +33,7 @@ BUILTINS: tuple[AnyCheck, ...] = (
     access_log,
     http_health,
     log_errors,
+    log_rotation,
     pg_blocking,
     pg_connections,
     pg_idle_in_transaction,

@@ -180,8 +180,7 @@ class Counting:
         for mention in tally.mentions.values():
             mention.minutes = _since(mention.minutes, minute)
         tally.mentions = {code: mention for code, mention in tally.mentions.items() if mention.minutes}
-        for name in list(tally.known)[: max(0, len(tally.known) - MAX_KNOWN)]:
-            del tally.known[name]
+        self._forget_shapes()
 
     def _count(self, entry: Entry, fallback: float | None) -> None:
         tally, at = self._tally, entry.at if entry.at is not None else fallback
@@ -201,6 +200,8 @@ class Counting:
         is_new = name not in tally.known
         tally.known.pop(name, None)
         tally.known[name] = int(self._now // DAY_S)
+        if len(tally.known) > 2 * MAX_KNOWN:
+            self._forget_shapes()
         if at is None or at < self._now - DAY_S:
             return
         hour, minute = int(at // HOUR_S), int(at // MINUTE_S)
@@ -215,6 +216,12 @@ class Counting:
         seen.hours[hour] = seen.hours.get(hour, 0) + 1
         if at >= seen.last_at:
             seen.last_at, seen.example = at, _example(entry)
+
+    def _forget_shapes(self) -> None:
+        """Those that were not seen for longest, beyond the cap."""
+        known = self._tally.known
+        for name in list(known)[: max(0, len(known) - MAX_KNOWN)]:
+            del known[name]
 
     def _match(self, entry: Entry, at: float) -> None:
         text = f"{entry.message}\n{entry.detail}\n{entry.exception}".casefold()
