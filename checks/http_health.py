@@ -92,6 +92,7 @@ class Config(PluginConfig):
     finds=(DOWN, SLOW, EXPIRING),
     needs=("url",),
     blind="The probe itself could not run: its own queue, no CA bundle, no sockets left on the monitor's machine.",
+    why="It is the first thing users notice: a service that does not answer, answers wrongly, or answers too late (INC-001, INC-005).",
 )
 async def http_health(ctx: CheckContext, cfg: Config) -> Observed:
     """Asks a service's health address over a new connection and compares status, body and time with what is expected."""

@@ -23,14 +23,20 @@ USED_RATIO = Metric("monitor_pg_connections_used_ratio", "Client connections as 
 CANARY_UP = Metric("monitor_pg_canary_up", "1 when a fresh login succeeded, 0 when it did not.")
 CANARY_DURATION = Metric("monitor_pg_canary_duration_seconds", "How long the latest fresh login took.")
 
-EXHAUSTED = FindingKind("ConnectionsExhausted", Severity.P1, "INC-002", "No slot is left for applications, or hardly any.")
+EXHAUSTED = FindingKind("ConnectionsExhausted", Severity.P1, "INC-002", "No slot is left for applications, or hardly any.", fells=True)
 HIGH = FindingKind("ConnectionsHigh", Severity.P2, "INC-002", "More connections than warn_percent of the usable slots.")
 HANDSHAKES = FindingKind(
-    "HandshakesStuck", Severity.P1, "INC-002", "Logins hang or are refused while few sessions exist: unfinished handshakes hold the slots."
+    "HandshakesStuck",
+    Severity.P1,
+    "INC-002",
+    "Logins hang or are refused while few sessions exist: unfinished handshakes hold the slots.",
+    fells=True,
 )
-DOWN = FindingKind("DatabaseDown", Severity.P1, "INC-002", "Nothing listens, or the server is starting or stopping.")
-ROLE_LIMIT = FindingKind("RoleLimitReached", Severity.P1, "INC-002", "The canary's role has used up its own connection limit.")
-DATABASE_LIMIT = FindingKind("DatabaseLimitReached", Severity.P1, "INC-002", "The database has used up its own connection limit.")
+DOWN = FindingKind("DatabaseDown", Severity.P1, "INC-002", "Nothing listens, or the server is starting or stopping.", fells=True)
+ROLE_LIMIT = FindingKind("RoleLimitReached", Severity.P1, "INC-002", "The canary's role has used up its own connection limit.", fells=True)
+DATABASE_LIMIT = FindingKind(
+    "DatabaseLimitReached", Severity.P1, "INC-002", "The database has used up its own connection limit.", fells=True
+)
 
 TOP_APPLICATIONS = 20
 
@@ -84,6 +90,9 @@ class Counts:
     finds=(EXHAUSTED, HIGH, HANDSHAKES, DOWN, ROLE_LIMIT, DATABASE_LIMIT),
     needs=("dsn",),
     blind="The role may not see other sessions, the canary's credentials are refused, or the sessions could not be counted.",
+    why="When the last slot is taken, every service fails at once and nobody can log in to find out why (INC-002).",
+    privileges="The predefined role `pg_monitor`: `GRANT pg_monitor TO` the role of the service's `dsn`. `canary_dsn` is a plain role "
+    "with the limits of the applications.",
 )
 async def pg_connections(ctx: CheckContext, cfg: Config) -> Observed:
     """Counts a server's sessions against its usable slots and proves with a fresh login that an application still gets in."""

@@ -49,6 +49,8 @@ class Shape:
     finds=(STUCK_JOB,),
     needs=("dsn",),
     blind="The table is missing, not readable, or locked, or the database does not answer.",
+    why="A job that hangs in processing brings no new data, blocks its worker and looks busy for ever (INC-003).",
+    privileges="`SELECT` on the jobs table for the role of the service's `dsn`.",
 )
 async def stuck_jobs(ctx: CheckContext, cfg: Config) -> Observed:
     """Finds jobs in processing whose last sign of life is too old: the heartbeat where the table has one, else the start.
