@@ -9,9 +9,12 @@ from checks.http_health import http_health
 from checks.log_errors import log_errors
 from checks.log_rotation import log_rotation
 from checks.pg_blocking import pg_blocking
+from checks.pg_checkpoints import pg_checkpoints
 from checks.pg_connections import pg_connections
 from checks.pg_idle_in_transaction import pg_idle_in_transaction
 from checks.pg_long_queries import pg_long_queries
+from checks.pg_wal import pg_wal
+from checks.pg_wraparound import pg_wraparound
 from checks.stuck_jobs import stuck_jobs
 from monitor.clock import Clock
 from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
@@ -35,9 +38,12 @@ BUILTINS: tuple[AnyCheck, ...] = (
     log_errors,
     log_rotation,
     pg_blocking,
+    pg_checkpoints,
     pg_connections,
     pg_idle_in_transaction,
     pg_long_queries,
+    pg_wal,
+    pg_wraparound,
     stuck_jobs,
 )
 

@@ -1,0 +1,34 @@
+"""Counters that only grow, compared with the previous run: what was added, and over how long.
+
+A counter that became smaller, or a new reset time of the statistics, begins a new epoch: nothing can be said of the time before.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from monitor.plugins import Kept
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What was added to each counter in ``seconds``, by the server's clock."""
+
+    seconds: float
+    added: Mapping[str, float]
+
+
+def kept_counters(epoch: str, at_s: float, counters: Mapping[str, float]) -> dict[str, Any]:
+    """What to keep for the next run. ``epoch`` is the reset time of the statistics, ``at_s`` the server's clock, Unix seconds."""
+    return {"epoch": epoch, "at_s": at_s, "counters": dict(counters)}
+
+
+def since(kept: Kept | None, epoch: str, at_s: float, counters: Mapping[str, float]) -> Delta | None:
+    """The delta to what the previous run kept; None at the first run and in a new epoch."""
+    before = kept.value if kept is not None else None
+    if not isinstance(before, dict) or before.get("epoch") != epoch or at_s <= before.get("at_s", at_s):
+        return None
+    old = before["counters"]
+    if any(counters[name] < old.get(name, 0) for name in counters):
+        return None
+    return Delta(at_s - before["at_s"], {name: counters[name] - old.get(name, counters[name]) for name in counters})
