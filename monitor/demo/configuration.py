@@ -41,13 +41,22 @@ def write_configuration(platform: Platform, folder: Path, port: int) -> Path:
 
 def _point_services(config: dict[str, Any], platform: Platform) -> None:
     if not platform.has_nginx:
-        del config["services"]["nginx"], config["checks"]["nginx_health"]
+        _leave_out(config, "nginx")
     for name, service in config["services"].items():
         if "url" in service:
             service["url"] = platform.urls[name]
-        for kind in ("log", "error_log"):
+        for kind in ("log", "error_log", "access_log"):
             if kind in service:
                 service[kind] = str(platform.log_dir / Path(service[kind]).name)
+
+
+def _leave_out(config: dict[str, Any], service: str) -> None:
+    """A platform without this service: no check looks at it, and a check of nothing else is left out."""
+    del config["services"][service]
+    for name, check in list(config["checks"].items()):
+        check["services"] = [other for other in check["services"] if other != service]
+        if not check["services"]:
+            del config["checks"][name]
 
 
 def _point_channels(config: dict[str, Any], platform: Platform) -> None:
