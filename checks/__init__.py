@@ -13,6 +13,7 @@ from checks.pg_checkpoints import pg_checkpoints
 from checks.pg_connections import pg_connections
 from checks.pg_idle_in_transaction import pg_idle_in_transaction
 from checks.pg_long_queries import pg_long_queries
+from checks.pg_vacuum import pg_vacuum
 from checks.pg_wal import pg_wal
 from checks.pg_wraparound import pg_wraparound
 from checks.stuck_jobs import stuck_jobs
@@ -42,6 +43,7 @@ BUILTINS: tuple[AnyCheck, ...] = (
     pg_connections,
     pg_idle_in_transaction,
     pg_long_queries,
+    pg_vacuum,
     pg_wal,
     pg_wraparound,
     stuck_jobs,

@@ -62,6 +62,7 @@ def test_it_describes_the_platform_of_the_runbook(shipped: Settings) -> None:
         "pg_long_queries/postgres",
         "pg_idle_in_transaction/postgres",
         "pg_blocking/postgres",
+        "pg_vacuum/postgres",
         "pg_wraparound/postgres",
         "pg_checkpoints/postgres",
         "pg_wal/postgres",
