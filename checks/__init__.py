@@ -11,6 +11,7 @@ from checks.log_rotation import log_rotation
 from checks.pg_blocking import pg_blocking
 from checks.pg_checkpoints import pg_checkpoints
 from checks.pg_connections import pg_connections
+from checks.pg_counters import pg_counters
 from checks.pg_idle_in_transaction import pg_idle_in_transaction
 from checks.pg_long_queries import pg_long_queries
 from checks.pg_vacuum import pg_vacuum
@@ -41,6 +42,7 @@ BUILTINS: tuple[AnyCheck, ...] = (
     pg_blocking,
     pg_checkpoints,
     pg_connections,
+    pg_counters,
     pg_idle_in_transaction,
     pg_long_queries,
     pg_vacuum,

@@ -42,7 +42,7 @@ async def pg_checkpoints(ctx: CheckContext, cfg: Config) -> Observed:
     row = await _fetch(ctx.pg)
     counters = {name: float(row[name] or 0) for name in ("timed", "requested", "buffers", "write_ms", "sync_ms")}
     epoch, at_s = str(row["stats_reset"]), float(row["at_s"])
-    delta = since(ctx.kept, epoch, at_s, counters)
+    delta = since(ctx.kept and ctx.kept.value, epoch, at_s, counters)
     samples = (
         TIMED(counters["timed"]),
         REQUESTED(counters["requested"]),

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from monitor.plugins import Kept
-
 
 @dataclass(frozen=True, slots=True)
 class Delta:
@@ -23,9 +21,8 @@ def kept_counters(epoch: str, at_s: float, counters: Mapping[str, float]) -> dic
     return {"epoch": epoch, "at_s": at_s, "counters": dict(counters)}
 
 
-def since(kept: Kept | None, epoch: str, at_s: float, counters: Mapping[str, float]) -> Delta | None:
-    """The delta to what the previous run kept; None at the first run and in a new epoch."""
-    before = kept.value if kept is not None else None
+def since(before: object, epoch: str, at_s: float, counters: Mapping[str, float]) -> Delta | None:
+    """The delta to ``before``, what the previous run kept; None at the first run and in a new epoch."""
     if not isinstance(before, dict) or before.get("epoch") != epoch or at_s <= before.get("at_s", at_s):
         return None
     old = before["counters"]

@@ -11,9 +11,7 @@ from monitor.probes_contract import Row
 
 SIZE = Metric("monitor_pg_wal_bytes", "Size of the WAL directory.")
 SEGMENTS = Metric("monitor_pg_wal_segments", "Files in the WAL directory.")
-WRITTEN = Metric(
-    "monitor_pg_wal_written_bytes_total", "Bytes written since the cluster was made; primaries only.", (), "counter"
-)
+WRITTEN = Metric("monitor_pg_wal_written_bytes_total", "Bytes written since the cluster was made; primaries only.", (), "counter")
 READY = Metric("monitor_pg_wal_ready_segments", "Segments that wait to be archived.")
 ARCHIVED = Metric("monitor_pg_wal_archived_total", "Segments archived.", (), "counter")
 ARCHIVE_FAILED = Metric("monitor_pg_wal_archive_failed_total", "Failed attempts to archive a segment.", (), "counter")
@@ -47,7 +45,7 @@ async def pg_wal(ctx: CheckContext, cfg: Config) -> Observed:
     ((row,),) = await pg_sight.look(ctx.pg, WAL)
     written = {"written": float(row["lsn_bytes"] or 0)}
     epoch, at_s = str(row["standby"]), float(row["at_s"])
-    delta = since(ctx.kept, epoch, at_s, written)
+    delta = since(ctx.kept and ctx.kept.value, epoch, at_s, written)
     rate = delta.added["written"] / delta.seconds if delta else None
     return Observed(_samples(row), judge(row, cfg, rate=rate, service=ctx.service.name), kept_counters(epoch, at_s, written))
 

@@ -1,10 +1,11 @@
 """Wraparound, checkpoints and WAL on real servers, 15 and 18."""
 
 import asyncio
+import contextlib
 import shutil
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -12,16 +13,18 @@ import pytest
 from pydantic import SecretStr
 
 from checks.pg_checkpoints import pg_checkpoints
+from checks.pg_counters import BY_COLUMN, pg_counters
+from checks.pg_counters import judge as judge_counters
 from checks.pg_epoch import Delta, kept_counters, since
 from checks.pg_wal import pg_wal
 from checks.pg_wraparound import REFUSES_AT, Config, judge, pg_wraparound
 from monitor.domain import Observed, Severity
 from monitor.errors import CannotLook
-from monitor.plugins import AnyCheck, CheckContext, Kept, Service
+from monitor.plugins import AnyCheck, CheckContext, Service
 from services.cluster import Cluster
 from tests.support.looking import after, look, looking_at
 
-ALL: tuple[AnyCheck, ...] = (pg_wraparound, pg_checkpoints, pg_wal)
+ALL: tuple[AnyCheck, ...] = (pg_wraparound, pg_checkpoints, pg_wal, pg_counters)
 
 
 @pytest.fixture
@@ -136,10 +139,51 @@ async def test_without_pg_monitor_they_are_blind(check: AnyCheck, database: str)
 
 
 def test_a_reset_or_a_clock_that_stands_still_begins_a_new_epoch() -> None:
-    before = Kept(at=None, value=kept_counters("e1", 100.0, {"a": 5.0}))  # type: ignore[arg-type]
+    before = kept_counters("e1", 100.0, {"a": 5.0})
     assert since(before, "e1", 110.0, {"a": 8.0}) == Delta(10.0, {"a": 3.0})
+    assert since(before, "e1", 110.0, {"a": 8.0, "new": 7.0}) == Delta(10.0, {"a": 3.0, "new": 0.0})
     assert since(None, "e1", 110.0, {"a": 8.0}) is None
     assert since(before, "e2", 110.0, {"a": 8.0}) is None
     assert since(before, "e1", 110.0, {"a": 4.0}) is None
     assert since(before, "e1", 100.0, {"a": 8.0}) is None
-    assert since(replace(before, value=["junk"]), "e1", 110.0, {"a": 8.0}) is None
+    assert since(["junk"], "e1", 110.0, {"a": 8.0}) is None
+
+
+async def test_deadlocks_are_counted_and_found(database: str, ctx: CheckContext) -> None:
+    first = await look(pg_counters, ctx)
+    run_sql(database, "CREATE TABLE a (n int)", "CREATE TABLE b (n int)")
+
+    def lock(one: str, other: str, ready: threading.Barrier) -> None:
+        with psycopg.connect(database) as connection:
+            connection.execute("SET deadlock_timeout = '20ms'")
+            connection.execute(f"LOCK TABLE {one}".encode())
+            ready.wait(5)
+            with contextlib.suppress(psycopg.errors.DeadlockDetected):
+                connection.execute(f"LOCK TABLE {other}".encode())
+            connection.rollback()
+
+    ready = threading.Barrier(2)
+    await asyncio.gather(asyncio.to_thread(lock, "a", "b", ready), asyncio.to_thread(lock, "b", "a", ready))
+    async with asyncio.timeout(15):
+        while not (observed := await look(pg_counters, after(ctx, first))).findings:
+            await asyncio.sleep(0.1)
+    assert kinds(observed) == ["Deadlocks"]
+    assert observed.findings[0].value == 1
+    assert (await look(pg_counters, after(ctx, observed))).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("added", "kind"),
+    [
+        ({"checksum_failures": 1}, "PagesDamaged"),
+        ({"temp_bytes": 3 * 2**30, "temp_files": 4}, "TempFilesLarge"),
+        ({"xact_commit": 600, "xact_rollback": 400}, "RollbacksMany"),
+        ({"blks_hit": 500_000, "blks_read": 500_000}, "CacheHitLow"),
+        ({"xact_commit": 6, "xact_rollback": 4, "blks_hit": 5, "blks_read": 5, "temp_bytes": 2**20}, None),
+    ],
+)
+def test_what_was_added_is_judged(added: dict[str, float], kind: str | None) -> None:
+    delta = Delta(60.0, dict.fromkeys(BY_COLUMN, 0.0) | added)
+    found = judge_counters(delta, pg_counters.config(), database="shop", service="postgres")
+    assert [finding.kind.name for finding in found] == ([kind] if kind else [])
+    assert all("shop" in finding.summary for finding in found)
