@@ -63,6 +63,7 @@ def test_it_describes_the_platform_of_the_runbook(shipped: Settings) -> None:
         "pg_idle_in_transaction/postgres",
         "pg_blocking/postgres",
         "pg_vacuum/postgres",
+        "pg_counters/postgres",
         "pg_wraparound/postgres",
         "pg_checkpoints/postgres",
         "pg_wal/postgres",
