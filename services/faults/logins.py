@@ -39,8 +39,6 @@ async def _set_active(platform: "Platform", *, active: bool) -> None:
 
 FAULTS = (
     Fault("idp-down", "INC-006", "auth", "The identity provider answers every request with an error.", _fail_idp, _mend_idp),
-    Fault(
-        "tokens-rejected", "INC-006", "auth", "The identity provider does not know the tokens it gives.", _forget_tokens, _mend_idp
-    ),
+    Fault("tokens-rejected", "INC-006", "auth", "The identity provider does not know the tokens it gives.", _forget_tokens, _mend_idp),
     Fault("tenant-disabled", "INC-006", "auth", "Every tenant is switched off: all requests get 401.", _disable_tenants, _enable_tenants),
 )
