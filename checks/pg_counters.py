@@ -71,7 +71,8 @@ async def pg_counters(ctx: CheckContext, cfg: Config) -> Observed:
     """Compares every database's cumulative counters with the previous look, within one epoch of its statistics."""
     assert ctx.pg is not None  # needs=("dsn",)
     (rows,) = await pg_sight.look(ctx.pg, (COUNTERS, {"top": TOP}))
-    samples, findings = [], []
+    samples: list[Sample] = []
+    findings: list[Finding] = []
     for row in rows:
         name = one_line(row["database"], limit=63)
         samples += _samples(row, name)
