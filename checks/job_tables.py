@@ -70,6 +70,13 @@ async def readable(pg: Postgres, wanted: Mapping[str, Wanted]) -> dict[str, froz
     return found
 
 
+async def may_read(pg: Postgres, table: str) -> bool:
+    """Whether the table is there and the role may read all of it."""
+    schema, name = qualified(table)
+    (row,) = await pg.fetch(COLUMNS, {"schemas": [schema], "names": [name]})
+    return bool(row["is_there"] and row["may_enter"] and row["columns"] == row["readable"])
+
+
 def _usable(table: str, want: Wanted, columns: set[str], shown: set[str], *, me: str) -> frozenset[str]:
     missing = [column for column in want.needed if column not in columns]
     if missing:

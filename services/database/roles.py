@@ -16,19 +16,31 @@ FIXER = "monitor_fix"
 ROLES: dict[str, tuple[str, ...]] = {SERVICES: (), READER: ("pg_monitor",), CANARY: (), FIXER: ("pg_signal_backend",)}
 """Each role with the predefined roles it is a member of. The canary may log in, and nothing else."""
 
+NEWEST = "SELECT (tenant_id, event_date, event_timestamp)"
+MAIL_JOBS = (
+    "SELECT (job_id, tenant_id, status, total_emails, emails_sent, emails_failed, created_at, started_at, completed_at, error_message,"
+    " heartbeat_at, lease_until, worker)"
+)
+
 GRANTS: tuple[tuple[str, str, str], ...] = (
     (READER, "SELECT", "processing_jobs"),
     (FIXER, "SELECT, UPDATE", "processing_jobs"),
-    (READER, "SELECT (event_timestamp)", "purchase"),
-    (READER, "SELECT (event_timestamp)", "add_to_cart"),
-    (READER, "SELECT (event_timestamp)", "page_view"),
+    (READER, MAIL_JOBS, "email_sending_jobs"),
+    (READER, "SELECT (tenant_id, status, sent_at)", "email_send_history"),
+    (READER, "SELECT (id, is_active)", "tenant_config"),
+    (READER, "SELECT", "mail_servers"),
+    (READER, NEWEST, "purchase"),
+    (READER, NEWEST, "add_to_cart"),
+    (READER, NEWEST, "page_view"),
 )
-"""What the monitor may do: look after jobs, and see when the newest rows arrived, but not what is in them."""
+"""What the monitor may do: look after jobs, see which tenants there are, where their mail goes, how much of it arrived and when their
+newest rows came; but not what is in the rows and mails, and no password. To let it prove the tenants' mail logins as well, which takes
+their passwords: ``GRANT SELECT ON mail_logins TO monitor_ro``."""
 
 # What the connecting role made itself and may hand over.
 OWN_TABLES = """
 SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE n.nspname = 'public' AND c.relkind = 'r' AND pg_get_userbyid(c.relowner) = current_user
+WHERE n.nspname = 'public' AND c.relkind IN ('r', 'v') AND pg_get_userbyid(c.relowner) = current_user
   AND current_user <> %(owner)s AND pg_has_role(current_user, %(owner)s, 'MEMBER')
 """
 
@@ -62,10 +74,9 @@ def grant_tables(connection: psycopg.Connection) -> None:
     if SERVICES in present:
         for (table,) in connection.execute(OWN_TABLES, {"owner": SERVICES}).fetchall():
             connection.execute(sql.SQL("ALTER TABLE {} OWNER TO {}").format(sql.Identifier("public", table), sql.Identifier(SERVICES)))
-    if connection.execute("SELECT to_regclass('public.processing_jobs')").fetchone() == (None,):
-        return
+    tables = {name for (name,) in connection.execute("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace").fetchall()}
     for role, rights, table in GRANTS:
-        if role in present:
+        if role in present and table in tables:
             connection.execute(sql.SQL("GRANT " + rights + " ON {} TO {}").format(sql.Identifier("public", table), sql.Identifier(role)))
 
 

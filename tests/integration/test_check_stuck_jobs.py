@@ -78,6 +78,37 @@ async def test_where_the_table_has_a_heartbeat_a_living_job_is_not_stuck(databas
     assert [round(sample.value) for sample in observed.samples][:2] == [3, 0]
 
 
+async def test_a_job_whose_lease_is_over_is_stuck_at_once(database: str, ctx: CheckContext) -> None:
+    lease = "ALTER TABLE public.processing_jobs ADD lease_until timestamptz, ADD worker text"
+    run_sql(database, RUNBOOK, INSERT, HEARTBEAT, lease, "UPDATE public.processing_jobs SET heartbeat_at = now(), worker = E'data@a\\n:7'")
+    assert (await look(ctx)).findings == ()
+    run_sql(database, "UPDATE public.processing_jobs SET lease_until = now() - interval '40 s' WHERE job_id = 'job-2'")
+    assert (await look(ctx)).findings == ()  # another worker has a minute to take over
+    observed = await look(ctx, Config(lease_grace=30))
+    (finding,) = observed.findings
+    assert [sample.value for sample in observed.samples if sample.metric.name == "monitor_jobs_lease_expired"] == [1]
+    assert "1 job has been left in processing: the lease has been over for 40 s" in finding.summary
+    assert "worker data@a :7" in dict(finding.facts)["job job-2"]
+    assert finding.value is not None
+    assert finding.value < 30
+
+
+async def test_hidden_columns_that_matter_are_named(database: str, ctx: CheckContext) -> None:
+    role = f"half_{conninfo_to_dict(database)['dbname']}"
+    some = f"GRANT SELECT (job_id, status, started_at) ON public.processing_jobs TO {role}"
+    run_sql(database, RUNBOOK, HEARTBEAT, INSERT, f"CREATE ROLE {role} LOGIN", some)
+    sentinel = PgSentinel(SecretStr(f"{database} user={role}"), None, SystemClock())
+    half = with_parts(ctx.service, clock=ctx.clock, http=ctx.http, pg=sentinel)
+    try:
+        with pytest.raises(CannotLook, match=rf"GRANT SELECT \(heartbeat_at\) ON public\.processing_jobs TO {role}"):
+            await look(half)
+        run_sql(database, f"GRANT SELECT (heartbeat_at) ON public.processing_jobs TO {role}")
+        assert len((await look(half)).findings) == 1
+    finally:
+        await sentinel.close()
+        run_sql(database, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+
 async def test_the_list_is_short_and_the_count_is_whole(database: str, ctx: CheckContext) -> None:
     many = """INSERT INTO public.processing_jobs (job_id, status, started_at)
               SELECT 'j' || n, 'processing', now() - interval '2 h' FROM generate_series(1, 500) n"""
@@ -113,7 +144,7 @@ async def test_times_without_zone_are_read_as_utc(database: str, ctx: CheckConte
 
 async def test_an_empty_table_is_ok(database: str, ctx: CheckContext) -> None:
     run_sql(database, RUNBOOK)
-    assert [sample.value for sample in (await look(ctx)).samples] == [0, 0, 0]
+    assert [sample.value for sample in (await look(ctx)).samples] == [0, 0, 0, 0]
 
 
 async def test_a_missing_table_and_missing_columns_are_named(database: str, ctx: CheckContext) -> None:
