@@ -82,11 +82,10 @@ def _usable(table: str, want: Wanted, columns: set[str], shown: set[str], *, me:
     if missing:
         raise CannotLook(f"the table {table} has no column {', '.join(sorted(missing))}, which the runbook's table has")
     hidden = [column for column in (*want.needed, *want.where_there) if column in columns - shown]
-    if hidden and not shown:
-        raise CannotLook(f"the role {me} may not read the table {table}: GRANT SELECT ON {table} TO {me}")
     if hidden:
         listed = ", ".join(hidden)
-        raise CannotLook(f"the role {me} may not read {listed} of the table {table}: GRANT SELECT ({listed}) ON {table} TO {me}")
+        what = f"{listed} of the table {table}" if shown else f"the table {table}"
+        raise CannotLook(f"the role {me} may not read {what}: GRANT SELECT ({listed}) ON {table} TO {me}")
     return frozenset(column for column in (*want.needed, *want.where_there, *want.nice) if column in shown)
 
 

@@ -124,9 +124,9 @@ class Seen:
     "report does not arrive (INC-004).",
     privileges="`GRANT SELECT ON mail_servers TO` the role of the service's `dsn`: a view of where mail goes, without user names and "
     "passwords, while `tenant_config.email_config` itself stays closed. With that alone servers, STARTTLS and certificates are proven, "
-    "and logins are counted as untried. Proving a login takes the password, and who holds it can send mail in the tenant's name, so that is a decision "
-    "of its own: `GRANT SELECT ON mail_logins TO` the role, or a `username` and a `password` in `servers`. Passwords are never shown, "
-    "logged or stored, and travel over TLS only (on this machine also without).",
+    "and logins are counted as untried. Proving a login takes the password, and who holds it can send mail in the tenant's name, so "
+    "that is a decision of its own: `GRANT SELECT ON mail_logins TO` the role, or a `username` and a `password` in `servers`. "
+    "Passwords are never shown, logged or stored, and travel over TLS only (on this machine also without).",
 )
 async def smtp_server(ctx: CheckContext, cfg: Config) -> Observed:
     """Visits the mail server of every active tenant and those of the configuration: greeting, STARTTLS, login, certificate.

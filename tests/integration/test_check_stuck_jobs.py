@@ -161,7 +161,7 @@ async def test_missing_rights_are_named_with_the_grant(database: str, ctx: Check
     sentinel = PgSentinel(SecretStr(f"{database} user={role}"), None, SystemClock())
     poor = with_parts(ctx.service, clock=ctx.clock, http=ctx.http, pg=sentinel)
     try:
-        with pytest.raises(CannotLook, match=rf"GRANT SELECT ON public\.processing_jobs TO {role}"):
+        with pytest.raises(CannotLook, match=rf"GRANT SELECT \(job_id, status, started_at\) ON public\.processing_jobs TO {role}"):
             await look(poor)
         with pytest.raises(CannotLook, match=f"GRANT USAGE ON SCHEMA closed TO {role}"):
             await look(poor, Config(table="closed.jobs"))
