@@ -5,7 +5,12 @@ A check is ``async def name(ctx, cfg) -> Observed`` under :func:`check`. It look
 """
 
 from checks.access_log import access_log
+from checks.data_freshness import data_freshness
+from checks.email_jobs import email_jobs
+from checks.failed_jobs import failed_jobs
 from checks.http_health import http_health
+from checks.job_progress import job_progress
+from checks.job_queue import job_queue
 from checks.log_errors import log_errors
 from checks.log_rotation import log_rotation
 from checks.pg_blocking import pg_blocking
@@ -17,7 +22,9 @@ from checks.pg_long_queries import pg_long_queries
 from checks.pg_vacuum import pg_vacuum
 from checks.pg_wal import pg_wal
 from checks.pg_wraparound import pg_wraparound
+from checks.smtp_server import smtp_server
 from checks.stuck_jobs import stuck_jobs
+from checks.tenants import tenants
 from monitor.clock import Clock
 from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
 from monitor.errors import CannotLook
@@ -36,7 +43,12 @@ from monitor.probes_contract import (
 
 BUILTINS: tuple[AnyCheck, ...] = (
     access_log,
+    data_freshness,
+    email_jobs,
+    failed_jobs,
     http_health,
+    job_progress,
+    job_queue,
     log_errors,
     log_rotation,
     pg_blocking,
@@ -48,7 +60,9 @@ BUILTINS: tuple[AnyCheck, ...] = (
     pg_vacuum,
     pg_wal,
     pg_wraparound,
+    smtp_server,
     stuck_jobs,
+    tenants,
 )
 
 __all__ = [
