@@ -255,12 +255,12 @@ async def _look(use: Use, before: Mapping[str, Any], cfg: Config, *, now: float,
     seen = Seen(use)
     known: Mapping[str, Any] = before.get("logins", {})
     turns: list[tuple[str, Login | None]] = []
-    for tenant, login in use.logins.items():
+    for tenant, own in use.logins.items():
         match known.get(_key(use.door, tenant)):
             case [float() | int() as at, str(why)] if 0 <= now - at < cfg.login_every:
                 seen.logins[tenant] = (at, why)
             case _:
-                turns.append((tenant, login))
+                turns.append((tenant, own))
     for tenant, login in turns or [("", None)]:
         made = await visit(use.door, login, until=until, trust=trust)
         if seen.visit is not None and (made.ran_out or made.failed_at in (Step.CONNECT, Step.TLS)):
