@@ -41,6 +41,8 @@ MISCONFIGURED = FindingKind(
 VIEW = "public.mail_servers"
 LOGIN_VIEW = "public.mail_logins"
 OTHER = "(other)"
+CONFIGURED = "(configured)"
+"""Stands for a tenant where the login is one of the check's own configuration."""
 
 
 class Server(PluginConfig):
@@ -202,7 +204,10 @@ def _login_failed(one: Seen, tenant: str, service: str) -> Finding:
     name, shown = one.use.door.name, one_line(tenant, limit=64)
     why = one.logins[tenant][1]
     summary = f"the mail server {name} refuses the login of {shown}: {why} ({service})"
-    facts = {"why": why, "look at": "username and password in tenant_config.email_config"}
+    facts = {
+        "why": why,
+        "look at": "username and password in " + ("the check's servers" if tenant == CONFIGURED else "tenant_config.email_config"),
+    }
     return LOGIN_FAILED(summary, labels={"server": name, "tenant": shown}, facts=facts)
 
 
@@ -287,7 +292,7 @@ async def _uses(ctx: CheckContext, cfg: Config) -> tuple[list[Use], list[Wrong]]
     for server in cfg.servers:
         use = uses.setdefault(door := Door(server.host, server.port, server.security), Use(door))
         if server.username is not None and server.password is not None:
-            use.logins["(configured)"] = Login(server.username, server.password.get_secret_value())
+            use.logins[CONFIGURED] = Login(server.username, server.password.get_secret_value())
     if cfg.tenants:
         if ctx.pg is None:
             raise CannotLook(

@@ -136,7 +136,12 @@ _WAITING = {
     Step.LOGIN: "during the login",
     Step.DONE: "at the goodbye",
 }
-_CERTIFICATE = {10: "its certificate is expired", 9: "its certificate is not yet valid", 62: "its certificate is for another host"}
+_CERTIFICATE = {
+    10: "its certificate is expired",
+    9: "its certificate is not yet valid",
+    62: "its certificate is for another host",
+    64: "its certificate is for another host",
+}
 
 
 def _explain(exc: Exception, door: Door) -> str:
