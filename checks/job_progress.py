@@ -80,7 +80,7 @@ def judge(rows: list[Row], before: Mapping[str, Any], cfg: Config, *, now: datet
             case _:  # seen for the first time: it made no progress since its last sign of life
                 since -= max(0.0, float(row["silent_s"] or 0))
         keep[row["job_id"]] = [done, since]
-        still.append((now.timestamp() - since, row))
+        still.append((max(0.0, now.timestamp() - since), row))
     still.sort(key=lambda found: (-found[0], found[1]["job_id"]))
     bad = [(still_s, row) for still_s, row in still if still_s > cfg.no_progress_after]
     samples = (STILL(len(bad)), LONGEST(still[0][0] if still else 0))

@@ -302,6 +302,17 @@ async def _uses(ctx: CheckContext, cfg: Config) -> tuple[list[Use], list[Wrong]]
     return sorted(uses.values(), key=lambda use: (not use.logins, -len(use.tenants), use.door.name)), wrong
 
 
+def _why_no_door(server: str | None, port: str) -> str | None:
+    """What of a tenant's own words cannot be the address of a mail server; None when nothing is wrong."""
+    if not server:
+        return "email_config names no server"
+    if not server.isprintable() or " " in server:
+        return "the server of email_config is no host name"
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
+        return "the port of email_config is no port"
+    return None
+
+
 async def _add_tenants(pg: Postgres, cfg: Config, uses: dict[Door, Use], wrong: list[Wrong]) -> None:
     await readable(pg, {cfg.view: Wanted(("tenant_id", "is_active", "server", "port", "starttls", "has_login"))})
     rows = await pg.fetch(SERVERS_IN_USE.format(view=identifier(cfg.view)))
@@ -310,8 +321,7 @@ async def _add_tenants(pg: Postgres, cfg: Config, uses: dict[Door, Use], wrong: 
         if row["server"] is None and row["port"] is None:
             continue  # this tenant sends no mail
         port = str(row["port"] or "")
-        if not row["server"] or not (port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
-            why = "email_config names no server" if not row["server"] else "the port of email_config is no port"
+        if why := _why_no_door(row["server"], port):
             wrong.append(Wrong(row["tenant_id"], why))
             continue
         # The analytics service knows STARTTLS or nothing; the monitor knocks as it does.

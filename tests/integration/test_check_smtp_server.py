@@ -280,6 +280,15 @@ async def test_a_broken_mail_configuration_is_found(database: str, platform: Che
     assert "the port of email_config is no port" in observed.findings[1].summary
 
 
+async def test_hostile_names_of_servers(database: str, platform: CheckContext) -> None:
+    for number, host in enumerate(("\x1b[2J\r\nEHLO x", "a" * 300, "..", "\u202eexample", "127.0.0.1\nQUIT")):
+        add_tenant(database, f"t{number}", server=host, port=unused_port(), **{"from": "a@b"})
+    observed = await look(smtp_server, platform, deadline="2s")
+    assert sorted(kinds(observed)) == ["MailServerDown"] * 2 + ["MailServerMisconfigured"] * 3
+    texts = [text for finding in observed.findings for pair in (*finding.labels, *finding.facts, ("", finding.summary)) for text in pair]
+    assert all(text.isprintable() and len(text) < 500 for text in texts)
+
+
 async def test_tenants_of_one_server_share_a_visit_and_a_finding(database: str, platform: CheckContext) -> None:
     port = unused_port()
     for number in range(10):
