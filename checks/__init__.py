@@ -5,14 +5,19 @@ A check is ``async def name(ctx, cfg) -> Observed`` under :func:`check`. It look
 """
 
 from checks.access_log import access_log
+from checks.backups import backups
 from checks.data_freshness import data_freshness
+from checks.disk import disk
+from checks.due_dates import due_dates
 from checks.email_jobs import email_jobs
 from checks.failed_jobs import failed_jobs
 from checks.http_health import http_health
 from checks.job_progress import job_progress
 from checks.job_queue import job_queue
+from checks.load import load
 from checks.log_errors import log_errors
 from checks.log_rotation import log_rotation
+from checks.memory import memory
 from checks.pg_blocking import pg_blocking
 from checks.pg_checkpoints import pg_checkpoints
 from checks.pg_connections import pg_connections
@@ -22,6 +27,7 @@ from checks.pg_long_queries import pg_long_queries
 from checks.pg_vacuum import pg_vacuum
 from checks.pg_wal import pg_wal
 from checks.pg_wraparound import pg_wraparound
+from checks.processes import processes
 from checks.smtp_server import smtp_server
 from checks.stuck_jobs import stuck_jobs
 from checks.tenants import tenants
@@ -43,14 +49,19 @@ from monitor.probes_contract import (
 
 BUILTINS: tuple[AnyCheck, ...] = (
     access_log,
+    backups,
     data_freshness,
+    disk,
+    due_dates,
     email_jobs,
     failed_jobs,
     http_health,
     job_progress,
     job_queue,
+    load,
     log_errors,
     log_rotation,
+    memory,
     pg_blocking,
     pg_checkpoints,
     pg_connections,
@@ -60,6 +71,7 @@ BUILTINS: tuple[AnyCheck, ...] = (
     pg_vacuum,
     pg_wal,
     pg_wraparound,
+    processes,
     smtp_server,
     stuck_jobs,
     tenants,

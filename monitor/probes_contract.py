@@ -247,6 +247,7 @@ class Load:
 @dataclass(frozen=True, slots=True)
 class HostProcess:
     pid: int
+    parent: int
     command: str
     """Its command line on one line."""
     started_at: datetime
@@ -281,8 +282,8 @@ class Host(Protocol):
 
     async def load(self) -> Load: ...
 
-    async def processes(self, text: str) -> tuple[HostProcess, ...]:
-        """Those whose command line contains ``text``, the monitor itself left out."""
+    async def processes(self, text: str = "", *, port: int | None = None) -> tuple[HostProcess, ...]:
+        """Those whose command line contains ``text`` and that listen on ``port``, where one is given; the monitor itself left out."""
         ...
 
     async def unit(self, name: str) -> Unit: ...

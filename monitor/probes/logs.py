@@ -3,10 +3,8 @@
 Owns the bounds that keep a huge file, an endless line, binary rubbish or a dead disk from hurting the monitor.
 """
 
-import asyncio
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -14,13 +12,13 @@ from typing import BinaryIO, TypeVar
 from monitor.errors import CannotLook
 from monitor.plugins import one_line
 from monitor.probes import log_tail
+from monitor.probes.beside import BesideTheLoop, Stopped
 from monitor.probes_contract import LogFamily, LogPiece, LogPosition
 
 BLOCK_BYTES = 65_536
 LOOK_BACK_BYTES = 268_435_456
 """Only the last 256 MiB of a file are looked at."""
 SHOWN_CHARS = 2_000
-WITHIN_S = 5.0
 
 T = TypeVar("T")
 
@@ -29,8 +27,7 @@ class LogFiles:
     """Implements :class:`monitor.plugins.Logs` and :class:`monitor.probes_contract.LogReader` on files of this machine."""
 
     def __init__(self) -> None:
-        self._hanging: set[str] = set()
-        """Paths whose reading was given up while its thread still hangs there."""
+        self._beside = BesideTheLoop()
 
     async def matching(self, path: str, text: str, *, limit: int) -> tuple[str, ...]:
         """The last ``limit`` lines of ``path`` that contain ``text`` literally, oldest first, each cut to one printable line.
@@ -40,7 +37,7 @@ class LogFiles:
         Raises ``CannotLook`` when the file cannot be read within a few seconds.
         """
 
-        def look(stopped: Callable[[], bool]) -> tuple[str, ...]:
+        def look(stopped: Stopped) -> tuple[str, ...]:
             found: list[str] = []
             with _open(path) as file:
                 for line in _matching_backwards(file, text.encode()):
@@ -58,33 +55,11 @@ class LogFiles:
     async def family(self, path: str) -> LogFamily:
         return await self._in_thread(path, lambda _: log_tail.family(path))
 
-    async def _in_thread(self, path: str, look: Callable[[Callable[[], bool]], T]) -> T:
-        """Look beside the event loop. A thread that a dead disk holds for ever is left behind, and no other one follows it there."""
-        if path in self._hanging:
-            raise CannotLook(f"an earlier reading of the log file {path} still hangs: is its disk slow or gone?")
-        given_up, started, finished = threading.Event(), threading.Event(), threading.Event()
-
-        def run() -> T:
-            started.set()
-            try:
-                return look(given_up.is_set)
-            finally:
-                finished.set()
-                self._hanging.discard(path)
-
+    async def _in_thread(self, path: str, look: Callable[[Stopped], T]) -> T:
         try:
-            async with asyncio.timeout(WITHIN_S):
-                return await asyncio.to_thread(run)
-        except TimeoutError as exc:
-            raise CannotLook(f"reading the log file {path} took longer than {WITHIN_S:g} s: is its disk slow or gone?") from exc
+            return await self._beside(f"reading the log file {path}", look)
         except OSError as exc:
             raise CannotLook(f"the log file {path} cannot be read: {exc.strerror or exc}{_CURES.get(type(exc), '')}") from exc
-        finally:
-            given_up.set()
-            if started.is_set():
-                self._hanging.add(path)
-            if finished.is_set():
-                self._hanging.discard(path)
 
 
 _CURES: dict[type[OSError], str] = {
