@@ -11,6 +11,7 @@ from checks.disk import disk
 from checks.due_dates import due_dates
 from checks.email_jobs import email_jobs
 from checks.failed_jobs import failed_jobs
+from checks.heartbeat import heartbeat
 from checks.http_health import http_health
 from checks.job_progress import job_progress
 from checks.job_queue import job_queue
@@ -55,6 +56,7 @@ BUILTINS: tuple[AnyCheck, ...] = (
     due_dates,
     email_jobs,
     failed_jobs,
+    heartbeat,
     http_health,
     job_progress,
     job_queue,

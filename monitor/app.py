@@ -17,6 +17,7 @@ from monitor.config.settings import CheckInstance, Settings
 from monitor.delivery import Delivery
 from monitor.engine import Engine
 from monitor.errors import ConfigError, MonitorError, Problem, StoreError
+from monitor.heartbeats import HeartbeatBook
 from monitor.memory import Memory
 from monitor.metrics import names
 from monitor.metrics.exposition import Exposition
@@ -54,9 +55,10 @@ class App:
         self._store = store = Store(settings.state_url)
         self._thread = thread = StoreThread()
         memory = Memory()
-        self._outside = Outside(clock)
         self._exposition = Exposition(VERSION)
         self._scheduler = Scheduler(clock, self._run_check)
+        self._heartbeats = HeartbeatBook(store, thread, clock, self._scheduler.look_soon)
+        self._outside = Outside(clock, self._heartbeats)
         self._delivery = Delivery(settings, store=store, thread=thread, clock=clock, on_outcome=self._count_attempt)
         self._engine = Engine(
             settings,
@@ -142,6 +144,7 @@ class App:
     async def _adopt(self, settings: Settings) -> None:
         """Point probes, metrics and schedule at these settings."""
         await self._outside.adopt(settings.services)
+        await self._heartbeats.adopt(settings.instances)
         keys = {instance.key for instance in settings.instances}
         for gone in self._shown - keys:
             self._exposition.forget(gone)
@@ -192,6 +195,7 @@ class App:
             unready=self._unready,
             reload=self.reload,
             token=lambda: self._settings.token,
+            ping=self._heartbeats.ping,
         )
         api = create_api(answers)
         return uvicorn.Config(api, log_config=None, access_log=False, timeout_graceful_shutdown=2, lifespan="off", server_header=False)

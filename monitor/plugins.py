@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Generic, Protocol, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
 from monitor.clock import Clock
 from monitor.domain import (
@@ -128,6 +128,19 @@ class PluginConfig(BaseModel):
     """Base of every plugin's configuration: frozen, unknown keys refused, values never echoed in errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class PingedConfig(PluginConfig):
+    """Base of the configuration of checks that wait for pings: whoever knows the key may send them."""
+
+    key: Secret = Field(description="What the job knows: it pings external_url/ping/KEY. At least 16 letters, digits, - and _.")
+
+    @field_validator("key")
+    @classmethod
+    def _long_enough(cls, key: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{16,200}", key.get_secret_value()):
+            raise ValueError("the key of a heartbeat has 16 to 200 letters, digits, - and _: openssl rand -hex 16 makes one")
+        return key
 
 
 ConfigT = TypeVar("ConfigT", bound=PluginConfig)

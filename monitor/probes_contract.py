@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, LiteralString, Protocol
+from typing import Any, Literal, LiteralString, Protocol
 
 from psycopg.sql import Composed
 
@@ -306,6 +306,26 @@ class Beat:
     """Of the last run whose start and end were both pinged."""
     body: str = ""
     """What the last ping sent with it, cut."""
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """The latest ping of a run's end, good or bad."""
+        return max((at for at in (self.success_at, self.failed_at) if at is not None), default=None)
+
+    @property
+    def running(self) -> bool:
+        """Whether a start was pinged, and no end since."""
+        return self.started_at is not None and (self.ended_at is None or self.ended_at < self.started_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """One sign of life of a job."""
+
+    what: Literal["success", "start", "fail", "log"]
+    """A log changes nothing but the body."""
+    exit_code: int | None = None
+    body: str = ""
 
 
 class Heartbeats(Protocol):

@@ -14,9 +14,11 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 
 from dashboards.status_page import CONTENT_SECURITY_POLICY, STATIC, PageInput, render_fragment, render_incident, render_page
+from monitor.api.pings import ping_routes
 from monitor.domain import Incident, TimelineEntry
 from monitor.errors import ConfigError, StoreError, UsageError
 from monitor.metrics.exposition import CONTENT_TYPE
+from monitor.probes_contract import Ping
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class Answers:
     """Reasons why the program is not doing its work; empty when it is."""
     reload: Callable[[], Awaitable[None]]
     token: Callable[[], SecretStr | None]
+    ping: Callable[[str, Ping], Awaitable[bool]]
+    """Takes a heartbeat's ping; False when no check has its key."""
 
 
 def create_api(answers: Answers) -> FastAPI:
@@ -43,6 +47,7 @@ def create_api(answers: Answers) -> FastAPI:
     api.mount("/static", StaticFiles(directory=STATIC), name="static")
     api.include_router(_pages(answers))
     api.include_router(_operations(answers))
+    api.include_router(ping_routes(answers.ping))
     return api
 
 
@@ -111,7 +116,7 @@ async def _guard_answer(request: Request, call_next: RequestResponseEndpoint) ->
 
 
 async def _say_store_error(_: Request, exc: Exception) -> Response:
-    return PlainTextResponse(f"the state cannot be read now: {exc}\n", 503)
+    return PlainTextResponse(f"the state cannot be used now: {exc}\n", 503)
 
 
 def _refuse(token: SecretStr | None, authorization: str) -> Response | None:

@@ -29,6 +29,7 @@ from monitor.config.settings import CheckInstance, Settings
 from monitor.domain import CheckResult, Outcome, Severity
 from monitor.errors import MonitorError, UsageError
 from monitor.memory import Memory
+from monitor.probes.heartbeats import KnownHeartbeats
 from monitor.probes.outside import Outside
 from monitor.runner import Runner
 
@@ -71,25 +72,33 @@ def choose(settings: Settings, names: list[str]) -> list[CheckInstance]:
     return [i for i in settings.instances if not names or i.key in names or i.name in names]
 
 
-def remembered(config: Path) -> Memory:
-    """What the running monitor's checks kept, to compare with; nothing where its state cannot be read. This run leaves no trace in it."""
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What the running monitor knows from before; a run by hand leaves no trace in it."""
+
+    memory: Memory
+    heartbeats: KnownHeartbeats
+
+
+def remembered(config: Path) -> Remembered:
+    """What is in the monitor's state to compare with; nothing where it cannot be read."""
     try:
         store = open_store(config)
     except MonitorError:
-        return Memory()
+        return Remembered(Memory(), KnownHeartbeats())
     try:
-        return Memory(store.kept.all())
+        return Remembered(Memory(store.kept.all()), KnownHeartbeats(store.heartbeats.all()))
     except MonitorError:
-        return Memory()
+        return Remembered(Memory(), KnownHeartbeats())
     finally:
         store.close()
 
 
-async def run_once(settings: Settings, chosen: list[CheckInstance], memory: Memory) -> list[CheckResult]:
+async def run_once(settings: Settings, chosen: list[CheckInstance], known: Remembered) -> list[CheckResult]:
     """Run instances at the same time, once each."""
     clock = SystemClock()
-    outside = Outside(clock)
-    runner = Runner(clock, lambda instance, kept: outside.check_context(instance.service, name=instance.name, kept=kept), memory)
+    outside = Outside(clock, known.heartbeats)
+    runner = Runner(clock, lambda instance, kept: outside.check_context(instance.service, name=instance.name, kept=kept), known.memory)
     try:
         return list(await asyncio.gather(*(runner.run(instance) for instance in chosen)))
     finally:

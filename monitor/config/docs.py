@@ -5,8 +5,10 @@ Owns wording and layout only; keys, kinds, defaults and meanings come from the m
 
 import sys
 from collections.abc import Iterable, Iterator
+from datetime import date
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
@@ -82,6 +84,8 @@ _PLAIN: dict[object, str] = {
     float: "number",
     bool: "true or false",
     SecretStr: "text, kept secret",
+    date: "date",
+    ZoneInfo: "timezone",
 }
 
 
@@ -115,13 +119,29 @@ def _section(title: str, text: str, model: type[BaseModel]) -> Iterator[str]:
 
 
 def table_of(model: type[BaseModel]) -> Iterator[str]:
-    """The keys of a model as a Markdown table; nothing when it has none."""
+    """The keys of a model as a Markdown table, those of tables inside it too; nothing when it has none."""
     if model.model_fields:
         yield "| key | kind | default | meaning |\n|---|---|---|---|"
-        for name, field in model.model_fields.items():
-            cells = (f"`{field.alias or name}`", kind_of(field.annotation, field.metadata), _default(field), field.description or "")
-            yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        yield from _rows(model, "")
         yield ""
+
+
+def _rows(model: type[BaseModel], place: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        key = f"{place}{field.alias or name}"
+        cells = (f"`{key}`", kind_of(field.annotation, field.metadata), _default(field), field.description or "")
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        for inner in _tables_in(field.annotation):
+            yield from _rows(inner, f"{key}.")
+
+
+def _tables_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that an annotation names, directly or in a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        if argument is not Ellipsis:
+            yield from _tables_in(argument)
 
 
 def kind_of(annotation: Any, metadata: Iterable[object] = ()) -> str:
@@ -146,6 +166,8 @@ def _composed_kind(annotation: Any, arguments: tuple[Any, ...]) -> str:
         return f"list of {kind_of(arguments[0])}"
     if origin is dict:
         return f"table of {kind_of(arguments[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "table"
     return str(getattr(annotation, "__name__", annotation))
 
 
@@ -155,6 +177,8 @@ def _default(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True, validated_data={})
     if default is None or default is PydanticUndefined or default in ({}, [], (), ""):
         return ""
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
     if isinstance(default, int | float) and kind_of(field.annotation, field.metadata) == "duration":
         return f'`"{show_duration(default)}"`'
     if isinstance(default, list | tuple) and not isinstance(default, values.Address):

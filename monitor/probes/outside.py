@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from monitor.clock import Clock
 from monitor.errors import CannotLook
 from monitor.plugins import CheckContext, Kept, PluginConfig, RunbookContext, Service
-from monitor.probes.heartbeats import NoHeartbeats
+from monitor.probes.heartbeats import KnownHeartbeats
 from monitor.probes.host import LocalHost
 from monitor.probes.http import CurlProbe
 from monitor.probes.logs import LogFiles
@@ -18,7 +18,7 @@ class Outside:
 
     def __init__(self, clock: Clock, heartbeats: Heartbeats | None = None) -> None:
         self._clock = clock
-        self._heartbeats = heartbeats or NoHeartbeats()
+        self._heartbeats = heartbeats or KnownHeartbeats()
         self._logs = LogFiles()
         self._host = LocalHost()
         self._http = CurlProbe(clock)

@@ -2,6 +2,7 @@
 
 from monitor.errors import StoreError
 from monitor.store.database import BUSY_TIMEOUT_S, Database, open_readable
+from monitor.store.heartbeats import HeartbeatStore
 from monitor.store.history import AuditJournal, History, ReportLog, RunCount, hour_of
 from monitor.store.incidents import Causes, IncidentStore
 from monitor.store.kept import KeptStore
@@ -28,6 +29,7 @@ class Store:
         self.history = History(self._database)
         self.reports = ReportLog(self._database)
         self.kept = KeptStore(self._database)
+        self.heartbeats = HeartbeatStore(self._database)
         self.journal = AuditJournal(self._database)
 
     def probe(self) -> None:
@@ -44,6 +46,7 @@ __all__ = [
     "Causes",
     "ChannelQueue",
     "Database",
+    "HeartbeatStore",
     "History",
     "Outbox",
     "ReportLog",

@@ -158,6 +158,19 @@ kept = Table(
     Column("content", Text, nullable=False),
 )
 
+heartbeats = Table(
+    "heartbeats",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("known_since", Moment, nullable=False),
+    Column("success_at", Moment),
+    Column("started_at", Moment),
+    Column("failed_at", Moment),
+    Column("exit_code", Integer),
+    Column("duration_s", Float),
+    Column("body", Text, nullable=False, server_default=""),
+)
+
 reports = Table(
     "reports",
     metadata,

@@ -10,7 +10,7 @@ from typing import Any
 from monitor.clock import Clock, SystemClock
 from monitor.domain import Observed
 from monitor.plugins import AnyCheck, CheckContext, Kept, Service
-from monitor.probes.heartbeats import NoHeartbeats
+from monitor.probes.heartbeats import KnownHeartbeats
 from monitor.probes.host import LocalHost
 from monitor.probes.logs import LogFiles
 from monitor.probes.outside import Outside
@@ -42,5 +42,5 @@ def after(ctx: CheckContext, observed: Observed) -> CheckContext:
 def with_parts(service: Service, *, clock: Clock | None = None, http: Any = None, pg: Any = None) -> CheckContext:
     """A context from parts that the test holds itself."""
     return CheckContext(
-        service=service, clock=clock or SystemClock(), http=http, pg=pg, logs=LogFiles(), host=LocalHost(), heartbeats=NoHeartbeats()
+        service=service, clock=clock or SystemClock(), http=http, pg=pg, logs=LogFiles(), host=LocalHost(), heartbeats=KnownHeartbeats()
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -47,7 +48,9 @@ async def child(
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """``python -m MODULE …`` with its output in ``folder/monitor.log``; stopped at the end, if it still runs."""
     with (folder / "monitor.log").open("ab") as log:
-        process = await asyncio.create_subprocess_exec(sys.executable, "-m", module, *arguments, stdout=log, stderr=log)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", module, *arguments, stdout=log, stderr=log, env={**os.environ, **(env or {})}
+        )
     try:
         yield process
     finally:
