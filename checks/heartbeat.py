@@ -97,13 +97,12 @@ def _facts(beat: Beat, expected: datetime, cfg: Config, now: datetime) -> dict[s
     def ago(moment: datetime | None) -> str:
         return "never" if moment is None else f"{told(moment)}, {lasted(max(0.0, (now - moment).total_seconds()))} ago"
 
-    facts = {"last success": ago(beat.success_at), "expected": f"{told(expected)} ({_rule(cfg)}, grace {lasted(cfg.grace)})"}
+    facts = {"it said": one_line(beat.body, limit=300)} if beat.body else {}
+    if beat.failed_at is not None and beat.failed_at == beat.ended_at:
+        facts["failed"] = ago(beat.failed_at)
+    facts |= {"last success": ago(beat.success_at), "expected": f"{told(expected)} ({_rule(cfg)}, grace {lasted(cfg.grace)})"}
     if beat.started_at is not None:
         facts["last start"] = ago(beat.started_at)
-    if beat.failed_at is not None:
-        facts["last failure"] = ago(beat.failed_at)
-    if beat.body:
-        facts["it said"] = one_line(beat.body, limit=300)
     facts["first"] = "look at the job's own log, and whether its machine could reach this monitor"
     return facts
 

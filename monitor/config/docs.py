@@ -183,7 +183,7 @@ def _default(field: FieldInfo) -> str:
         return f'`"{show_duration(default)}"`'
     if isinstance(default, list | tuple) and not isinstance(default, values.Address):
         return f"`{list(default)}`"
-    return f"`{default:.12g}`" if isinstance(default, int | float) and not isinstance(default, bool) else f'`"{default}"`'
+    return f"`{default:.12g}`" if isinstance(default, int | float) else f'`"{default}"`'
 
 
 def show_duration(seconds: float) -> str:
