@@ -149,6 +149,8 @@ class App:
         for gone in self._shown - keys:
             self._exposition.forget(gone)
         self._shown = keys
+        for metric in (names.OWN_STATEMENTS, names.OWN_BUSY, names.OWN_CONNECTS):
+            self._exposition.clear(metric)
         self._exposition.seed_channels(settings.channels)
         self._exposition.set(names.CONFIG_RELOAD_SUCCESSFUL, 1)
         self._exposition.set(names.CONFIG_RELOAD_SUCCESS_TIME, self._clock.now().timestamp())
@@ -168,6 +170,11 @@ class App:
         while True:
             show.set(names.SCHEDULER_LATE, self._scheduler.stats.late_s)
             show.set(names.SCHEDULER_SKIPPED, self._scheduler.stats.skipped)
+            for service, cost in self._outside.postgres_costs().items():
+                show.set(names.OWN_STATEMENTS, cost.statements, service=service)
+                show.set(names.OWN_BUSY, cost.busy_s, service=service)
+                show.set(names.OWN_CONNECTS, cost.connects, service=service, kind="held")
+                show.set(names.OWN_CONNECTS, cost.logins, service=service, kind="canary")
             show.set(names.STORE_UP, 0 if self._engine.store_error else 1)
             with contextlib.suppress(StoreError):  # said by the engine, and shown by STORE_UP
                 await self._views.refresh_gauges(show)

@@ -42,6 +42,17 @@ SERIES_DROPPED = Metric(
     "counter",
 )
 
+OWN_STATEMENTS = Metric(
+    "monitor_own_pg_statements_total", "Statements that the monitor sent to a watched PostgreSQL.", ("service",), "counter"
+)
+OWN_BUSY = Metric("monitor_own_pg_busy_seconds_total", "Time that the monitor waited for a watched PostgreSQL.", ("service",), "counter")
+OWN_CONNECTS = Metric(
+    "monitor_own_pg_connects_total",
+    "Connections opened to a watched PostgreSQL: held ones and canary logins.",
+    ("service", "kind"),
+    "counter",
+)
+
 PER_CHECK = (CHECK_OUTCOME, CHECK_DURATION, CHECK_LAST_RUN, CHECK_RUNS)
 OWN = (
     BUILD_INFO,
@@ -57,6 +68,9 @@ OWN = (
     SCHEDULER_SKIPPED,
     STORE_UP,
     SERIES_DROPPED,
+    OWN_STATEMENTS,
+    OWN_BUSY,
+    OWN_CONNECTS,
 )
 
 OUTCOMES = tuple(Outcome)

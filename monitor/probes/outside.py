@@ -9,7 +9,7 @@ from monitor.probes.heartbeats import KnownHeartbeats
 from monitor.probes.host import LocalHost
 from monitor.probes.http import CurlProbe
 from monitor.probes.logs import LogFiles
-from monitor.probes.postgres import PgSentinel
+from monitor.probes.postgres import Cost, PgSentinel
 from monitor.probes_contract import Heartbeats
 
 
@@ -47,6 +47,10 @@ class Outside:
         return RunbookContext(
             service=service, clock=self._clock, pg=self._sentinel(service), logs=self._logs, services=services, checks=checks or {}
         )
+
+    def postgres_costs(self) -> dict[str, Cost]:
+        """What watching each database has cost it since its connection was first used, by the service's name."""
+        return {service.name: sentinel.cost for service, sentinel in self._sentinels.items()}
 
     async def adopt(self, services: Mapping[str, Service]) -> None:
         """Close what belongs to services that are gone or changed."""

@@ -7,6 +7,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import psycopg
@@ -43,6 +44,19 @@ def session_options(timeout_s: float) -> str:
     return " ".join(f"-c {name}={value}" for name, value in settings.items())
 
 
+@dataclass(slots=True)
+class Cost:
+    """What watching a server has cost it so far; all only grow."""
+
+    statements: int = 0
+    busy_s: float = 0.0
+    """Spent waiting for its answers."""
+    connects: int = 0
+    """Connections opened to be held; canary logins are not among them."""
+    logins: int = 0
+    """Canary logins."""
+
+
 class PgSentinel:
     """Implements :class:`monitor.probes_contract.Postgres`. Opened at the first use, opened again after a loss.
 
@@ -64,6 +78,7 @@ class PgSentinel:
         self._timeout_s = timeout_s
         self._where = entrance(dsn, application_name=application_name, options=session_options(timeout_s))
         self._canary = entrance(canary_dsn or dsn, application_name=f"{application_name}-canary")
+        self.cost = Cost()
         self._turn = asyncio.Lock()
         self._connection: Held | None = None
         self._task: asyncio.Task[object] | None = None
@@ -76,7 +91,7 @@ class PgSentinel:
         async def work(connection: Held) -> list[Row]:
             return await (await connection.execute(sql, params or None)).fetchall()
 
-        return await self._run(work)
+        return await self._run(work, statements=1)
 
     async def fetch_many(self, statements: Sequence[tuple[Statement, Mapping[str, object]]]) -> list[list[Row]]:
         """Run several statements in one round trip and one snapshot of the activity views. Raises ``CannotLook``."""
@@ -86,10 +101,11 @@ class PgSentinel:
                 cursors = [await connection.execute(sql, params or None) for sql, params in statements]
             return [await cursor.fetchall() for cursor in cursors]
 
-        return await self._run(work)
+        return await self._run(work, statements=len(statements))
 
     async def login(self) -> Login:
         """Open and close one fresh connection as the canary role, within ``timeout_s``. Failures are values."""
+        self.cost.logins += 1
         connection, login = await try_login(self._canary, self._clock, timeout_s=self._timeout_s)
         if connection is not None:
             await connection.close()
@@ -107,7 +123,7 @@ class PgSentinel:
 
     # --- one call ----------------------------------------------------------------------------------------------------
 
-    async def _run(self, work: Callable[[Held], Awaitable[Answer]]) -> Answer:
+    async def _run(self, work: Callable[[Held], Awaitable[Answer]], *, statements: int) -> Answer:
         """Do ``work`` on the held connection in its turn. A cancelled or late caller leaves; the statement ends by itself."""
         if self._closed:
             raise CannotLook(f"{self._where.place}: the connection was closed")
@@ -116,6 +132,7 @@ class PgSentinel:
             async with asyncio.timeout(self._timeout_s + GRACE_S):
                 await self._turn.acquire()
                 in_turn = True
+                self.cost.statements += statements
                 task = asyncio.create_task(self._work_with_guard(work))
                 task.add_done_callback(self._end_turn)
                 self._task = task
@@ -131,12 +148,14 @@ class PgSentinel:
 
     async def _work_with_guard(self, work: Callable[[Held], Awaitable[Answer]]) -> Answer:
         guard = asyncio.get_running_loop().call_later(2 * self._timeout_s, self._cut)
+        began = self._clock.monotonic()
         try:
             return await self._work(work)
         except (psycopg.Error, UnicodeError) as exc:
             raise CannotLook(f"{self._where.place}: {self._explain(exc)}") from exc
         finally:
             guard.cancel()
+            self.cost.busy_s += self._clock.monotonic() - began
             if self._was_cut or (self._connection is not None and self._connection.closed):
                 await self._drop()
 
@@ -153,6 +172,7 @@ class PgSentinel:
         return await work(await self._open())
 
     async def _open(self) -> Held:
+        self.cost.connects += 1
         connection, login = await try_login(self._where, self._clock, timeout_s=self._timeout_s)
         if connection is None:
             raise CannotLook(f"{self._where.place}: {CURES[login.state]}: {login.detail}")

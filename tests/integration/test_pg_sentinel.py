@@ -84,6 +84,20 @@ async def test_a_lost_connection_is_opened_again_without_a_blind_run(database: s
         assert await backend_pid(sentinel) != pid
 
 
+async def test_what_watching_costs_is_counted(database: str) -> None:
+    async with watching(database) as sentinel:
+        pid = await backend_pid(sentinel)
+        await sentinel.fetch_many([("SELECT pg_sleep(0.2)", {}), ("SELECT 2", {})])
+        assert (await sentinel.login()).state is LoginState.OK
+        cost = sentinel.cost
+        assert (cost.statements, cost.connects, cost.logins) == (3, 1, 1)
+        assert 0.2 <= cost.busy_s < 5
+        with psycopg.connect(database, autocommit=True) as other:
+            other.execute("SELECT pg_terminate_backend(%s)", (pid,))
+        await backend_pid(sentinel)
+        assert (cost.statements, cost.connects) == (4, 2)
+
+
 async def test_a_slow_statement_is_stopped_by_the_server_and_the_connection_stays(database: str) -> None:
     async with watching(database, timeout_s=0.5) as sentinel:
         pid = await backend_pid(sentinel)

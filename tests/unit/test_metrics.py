@@ -195,6 +195,9 @@ def test_promtool_finds_nothing_to_complain_about() -> None:
     exposition.record(result(LATENCY(1, phase='q"uo\\te\n'), USED(float("nan"), state="idle")))
     for metric in (names.STORE_UP, names.CONFIG_RELOAD_SUCCESSFUL, names.CONFIG_RELOAD_SUCCESS_TIME):
         exposition.set(metric, 1)
+    exposition.set(names.OWN_CONNECTS, 1, service="db", kind="held")
+    for metric in (names.OWN_STATEMENTS, names.OWN_BUSY):
+        exposition.set(metric, 1, service="db")
     for metric in names.OWN:
         assert f"# TYPE {metric.name} " in exposition.render().decode()
     told = subprocess.run([tool("promtool"), "check", "metrics"], input=exposition.render(), capture_output=True, timeout=30, check=False)
