@@ -19,12 +19,16 @@ from checks.load import load
 from checks.log_errors import log_errors
 from checks.log_rotation import log_rotation
 from checks.memory import memory
+from checks.pg_bloat import pg_bloat
 from checks.pg_blocking import pg_blocking
 from checks.pg_checkpoints import pg_checkpoints
 from checks.pg_connections import pg_connections
 from checks.pg_counters import pg_counters
 from checks.pg_idle_in_transaction import pg_idle_in_transaction
+from checks.pg_indexes import pg_indexes
 from checks.pg_long_queries import pg_long_queries
+from checks.pg_sequences import pg_sequences
+from checks.pg_sizes import pg_sizes
 from checks.pg_vacuum import pg_vacuum
 from checks.pg_wal import pg_wal
 from checks.pg_wraparound import pg_wraparound
@@ -64,12 +68,16 @@ BUILTINS: tuple[AnyCheck, ...] = (
     log_errors,
     log_rotation,
     memory,
+    pg_bloat,
     pg_blocking,
     pg_checkpoints,
     pg_connections,
     pg_counters,
     pg_idle_in_transaction,
+    pg_indexes,
     pg_long_queries,
+    pg_sequences,
+    pg_sizes,
     pg_vacuum,
     pg_wal,
     pg_wraparound,
