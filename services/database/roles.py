@@ -4,6 +4,7 @@ Tables may be made before or after the roles: both ``migrate`` and ``create_role
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import psycopg
 from psycopg import sql
@@ -37,6 +38,9 @@ GRANTS: tuple[tuple[str, str, str], ...] = (
 newest rows came; but not what is in the rows and mails, and no password. To let it prove the tenants' mail logins as well, which takes
 their passwords: ``GRANT SELECT ON mail_logins TO monitor_ro``."""
 
+FUNCTIONS = Path(__file__).with_name("platmon.sql")
+"""What the monitor documents for databases that it watches; a superuser's task."""
+
 # What the connecting role made itself and may hand over.
 OWN_TABLES = """
 SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -64,6 +68,8 @@ def create_roles(admin_dsn: str, passwords: Mapping[str, str]) -> list[str]:
                 connection.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(parent), sql.Identifier(role)))
         if SERVICES in passwords:
             connection.execute(sql.SQL("GRANT USAGE, CREATE ON SCHEMA public TO {}").format(sql.Identifier(SERVICES)))
+        if READER in passwords:
+            connection.execute(FUNCTIONS.read_bytes())
         grant_tables(connection)
         return [role for role in passwords if role not in present]
 

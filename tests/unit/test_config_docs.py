@@ -7,6 +7,7 @@ import pytest
 
 import alerts
 import checks
+from checks.pg_helpers import INSTALL
 from monitor.config.check_docs import pages
 from monitor.config.docs import describe, kind_of, show_duration
 from monitor.config.values import Days, Dsn, Interval
@@ -23,6 +24,12 @@ def test_the_reference_is_not_stale() -> None:
 def test_every_check_has_its_page_and_none_is_stale() -> None:
     written = {path.name: path.read_text() for path in (REFERENCE.parent / "checks").glob("*.md")}
     assert written == pages(checks.BUILTINS), "run: make docs"
+
+
+def test_the_functions_for_a_database_are_those_that_are_documented_and_that_the_platform_installs() -> None:
+    root = REFERENCE.parents[1]
+    assert f"```sql\n{INSTALL}```" in (root / "docs" / "postgresql.md").read_text()
+    assert (root / "services" / "database" / "platmon.sql").read_text().endswith("\n\n" + INSTALL)
 
 
 @pytest.mark.parametrize(
