@@ -34,6 +34,7 @@ from checks.pg_wal import pg_wal
 from checks.pg_wraparound import pg_wraparound
 from checks.processes import processes
 from checks.smtp_server import smtp_server
+from checks.sql_query import sql_query
 from checks.stuck_jobs import stuck_jobs
 from checks.tenants import tenants
 from monitor.clock import Clock
@@ -83,6 +84,7 @@ BUILTINS: tuple[AnyCheck, ...] = (
     pg_wraparound,
     processes,
     smtp_server,
+    sql_query,
     stuck_jobs,
     tenants,
 )

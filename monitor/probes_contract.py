@@ -126,6 +126,13 @@ class Postgres(Protocol):
         """Run several statements in one round trip (pipelined). Raises ``CannotLook``."""
         ...
 
+    async def ask(self, query: str, *, limit: int) -> list[Row]:
+        """The first ``limit`` rows of one SELECT that somebody wrote in the configuration.
+
+        It runs in a read-only transaction of its own that is rolled back, and cannot be more than one statement. Raises ``CannotLook``.
+        """
+        ...
+
     async def login(self) -> Login:
         """Open and close one fresh connection as the canary role. Failures are values."""
         ...

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import psycopg
 from psycopg import errors
+from psycopg.sql import SQL
 from pydantic import SecretStr
 
 from monitor.clock import Clock
@@ -22,6 +23,9 @@ from monitor.probes_contract import Login, Row, Statement
 LOCK_TIMEOUT_S = 0.25
 GRACE_S = 0.15
 """The server stops a statement at ``timeout_s`` by itself; so much later the caller is told, whatever the server does."""
+
+ASKED = SQL("SELECT * FROM (\n{query}\n) AS asked LIMIT %(limit)s")
+"""With a parameter, the server takes one statement only."""
 
 Held = psycopg.AsyncConnection[Row]
 Answer = TypeVar("Answer")
@@ -102,6 +106,26 @@ class PgSentinel:
             return [await cursor.fetchall() for cursor in cursors]
 
         return await self._run(work, statements=len(statements))
+
+    async def ask(self, query: str, *, limit: int) -> list[Row]:
+        """Run one SELECT that is not ours and return its first ``limit`` rows. Raises ``CannotLook``.
+
+        As a subquery it cannot change rows, with a parameter the server takes no second statement, and what it may have set or locked is
+        undone.
+        """
+        text = query.strip().removesuffix(";").replace("%", "%%")
+        asked = ASKED.format(query=SQL(text))  # the operator's own words, which is what the fences are for
+
+        async def work(connection: Held) -> list[Row]:
+            await connection.execute("BEGIN TRANSACTION READ ONLY")
+            try:
+                return await (await connection.execute(asked, {"limit": limit})).fetchall()
+            finally:
+                if not connection.closed:
+                    await connection.rollback()
+                    await connection.execute("SELECT pg_advisory_unlock_all()")
+
+        return await self._run(work, statements=4)
 
     async def login(self) -> Login:
         """Open and close one fresh connection as the canary role, within ``timeout_s``. Failures are values."""
@@ -198,12 +222,15 @@ class PgSentinel:
 
     def _explain(self, exc: Exception) -> str:
         words = self._where.safe(str(exc))
-        if isinstance(exc, errors.QueryCanceled):
-            return f"a statement was stopped after {self._timeout_s:g} s: the server is overloaded, or somebody cancelled it ({words})"
-        if isinstance(exc, errors.LockNotAvailable):
-            return f"a table is locked by another session for longer than {LOCK_TIMEOUT_S:g} s: find it in pg_locks ({words})"
-        if isinstance(exc, errors.InsufficientPrivilege):
-            return f"the role {self._where.user} lacks a privilege: GRANT it SELECT on what is named here, or pg_monitor ({words})"
+        stories: dict[type[Exception], str] = {
+            errors.QueryCanceled: f"a statement was stopped after {self._timeout_s:g} s: the server is overloaded, or it was cancelled",
+            errors.LockNotAvailable: f"a table is locked by another session for longer than {LOCK_TIMEOUT_S:g} s: find it in pg_locks",
+            errors.InsufficientPrivilege: f"the role {self._where.user} lacks a privilege: GRANT it SELECT on what is named, or pg_monitor",
+            errors.ReadOnlySqlTransaction: "the statement would change something, and the monitor only reads",
+        }
+        for kind, story in stories.items():
+            if isinstance(exc, kind):
+                return f"{story} ({words})"
         if isinstance(exc, errors.UndefinedTable | errors.UndefinedColumn | errors.InvalidSchemaName):
             return f"the database does not have what is asked for: {words}"
         if isinstance(exc, UnicodeError):
