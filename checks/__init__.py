@@ -27,7 +27,9 @@ from checks.pg_counters import pg_counters
 from checks.pg_idle_in_transaction import pg_idle_in_transaction
 from checks.pg_indexes import pg_indexes
 from checks.pg_long_queries import pg_long_queries
+from checks.pg_prepared_transactions import pg_prepared_transactions
 from checks.pg_sequences import pg_sequences
+from checks.pg_settings import pg_settings
 from checks.pg_sizes import pg_sizes
 from checks.pg_vacuum import pg_vacuum
 from checks.pg_wal import pg_wal
@@ -77,7 +79,9 @@ BUILTINS: tuple[AnyCheck, ...] = (
     pg_idle_in_transaction,
     pg_indexes,
     pg_long_queries,
+    pg_prepared_transactions,
     pg_sequences,
+    pg_settings,
     pg_sizes,
     pg_vacuum,
     pg_wal,

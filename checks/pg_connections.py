@@ -19,6 +19,11 @@ BY_APPLICATION = Metric(
     "monitor_pg_connections_by_application", "Client connections by application_name: the twenty biggest and (other).", ("application",)
 )
 USABLE = Metric("monitor_pg_connections_usable", "Connection slots that applications can use: max_connections less the reserved ones.")
+LIMIT_RATIO = Metric(
+    "monitor_pg_connections_limit_used_ratio",
+    "Connections as a share of the own limit of a role or database; the twenty nearest their limit.",
+    ("scope", "name"),
+)
 USED_RATIO = Metric("monitor_pg_connections_used_ratio", "Client connections as a share of the usable slots.")
 CANARY_UP = Metric("monitor_pg_canary_up", "1 when a fresh login succeeded, 0 when it did not.")
 CANARY_DURATION = Metric("monitor_pg_canary_duration_seconds", "How long the latest fresh login took.")
@@ -38,13 +43,20 @@ DATABASE_LIMIT = FindingKind(
     "DatabaseLimitReached", Severity.P1, "INC-002", "The database has used up its own connection limit.", fells=True
 )
 
+LIMIT_HIGH = FindingKind(
+    "ConnectionLimitHigh", Severity.P2, "INC-002", "A role or database has used up more than warn_percent of its own connection limit."
+)
+
 TOP_APPLICATIONS = 20
+TOP_LIMITS = 20
 
 
 class Config(PluginConfig):
     """Keys of a ``pg_connections`` check."""
 
-    warn_percent: float = Field(80.0, gt=0, le=100, description="ConnectionsHigh from this share of the usable slots on.")
+    warn_percent: float = Field(
+        80.0, gt=0, le=100, description="ConnectionsHigh from this share of the usable slots on; ConnectionLimitHigh, of a limit."
+    )
     critical_percent: float = Field(95.0, gt=0, le=100, description="ConnectionsExhausted from this share of the usable slots on.")
 
     @model_validator(mode="after")
@@ -55,6 +67,24 @@ class Config(PluginConfig):
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """A role's or database's own connection limit."""
+
+    scope: str
+    """``role`` or ``database``."""
+    name: str
+    at_most: int
+    sessions: int
+
+    @property
+    def share(self) -> float:
+        return self.sessions / self.at_most
+
+    def __str__(self) -> str:
+        return f"{self.scope} {self.name} {self.sessions}/{self.at_most}"
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """Client sessions of the whole server in one snapshot."""
 
@@ -62,8 +92,8 @@ class Counts:
     reserved: int
     by_state: tuple[tuple[str, int], ...]
     by_application: tuple[tuple[str, int], ...]
-    limits_reached: tuple[str, ...] = ()
-    """``role app 20/20``: the limits of roles and databases that are used up."""
+    limits: tuple[Limit, ...] = ()
+    """Of roles and databases, the nearest to its limit first."""
 
     @property
     def usable(self) -> int:
@@ -86,8 +116,8 @@ class Counts:
 @check(
     "pg_connections",
     config=Config,
-    metrics=(CONNECTIONS, BY_APPLICATION, USABLE, USED_RATIO, CANARY_UP, CANARY_DURATION),
-    finds=(EXHAUSTED, HIGH, HANDSHAKES, DOWN, ROLE_LIMIT, DATABASE_LIMIT),
+    metrics=(CONNECTIONS, BY_APPLICATION, USABLE, USED_RATIO, LIMIT_RATIO, CANARY_UP, CANARY_DURATION),
+    finds=(EXHAUSTED, HIGH, HANDSHAKES, DOWN, ROLE_LIMIT, DATABASE_LIMIT, LIMIT_HIGH),
     needs=("dsn",),
     blind="The role may not see other sessions, the canary's credentials are refused, or the sessions could not be counted.",
     why="When the last slot is taken, every service fails at once and nobody can log in to find out why (INC-002).",
@@ -124,8 +154,11 @@ def judge(counts: Counts | None, login: Login, cfg: Config, *, service: str) -> 
     kind = _kind_by_login(counts, login, cfg)
     if kind is None and percent is not None and percent >= cfg.warn_percent:
         kind = EXHAUSTED if percent >= cfg.critical_percent else HIGH
+    near = tuple(_limit_high(limit, service) for limit in counts.limits if 100 * limit.share >= cfg.warn_percent) if counts else ()
     if kind is None:
-        return ()
+        return near
+    if kind in {ROLE_LIMIT, DATABASE_LIMIT}:
+        near = tuple(finding for finding in near if dict(finding.labels)["scope"] != _SCOPES[kind])
     used = f"{counts.used} of {counts.usable} usable connections are in use" if counts else "the sessions could not be counted"
     words = {
         EXHAUSTED: "the database has no connection left"
@@ -137,8 +170,21 @@ def judge(counts: Counts | None, login: Login, cfg: Config, *, service: str) -> 
         ROLE_LIMIT: "the role's connection limit is reached",
         DATABASE_LIMIT: "the database's connection limit is reached",
     }
-    labels = {ROLE_LIMIT: {"limit": "role"}, DATABASE_LIMIT: {"limit": "database"}}.get(kind, {})
-    return (kind(f"{words[kind]}: {used} ({service})", labels=labels, facts=facts),)
+    labels = {"limit": _SCOPES[kind]} if kind in _SCOPES else {}
+    return (kind(f"{words[kind]}: {used} ({service})", labels=labels, facts=facts), *near)
+
+
+_SCOPES = {ROLE_LIMIT: "role", DATABASE_LIMIT: "database"}
+
+
+def _limit_high(limit: Limit, service: str) -> Finding:
+    facts = {
+        "used": f"{limit.sessions} of {limit.at_most} connections",
+        "first": "who holds them: SELECT usename, datname, application_name, state, count(*) FROM pg_stat_activity GROUP BY 1, 2, 3, 4",
+    }
+    labels = {"scope": limit.scope, "name": limit.name}
+    summary = f"the {limit.scope} {limit.name} has used up {100 * limit.share:.0f} % of its own connection limit ({service})"
+    return LIMIT_HIGH(summary, labels=labels, facts=facts, value=100 * limit.share)
 
 
 def _kind_by_login(counts: Counts | None, login: Login, cfg: Config) -> FindingKind | None:
@@ -162,8 +208,8 @@ def _facts(counts: Counts | None, login: Login) -> dict[str, str]:
         )
         facts["by state"] = _listing(counts.by_state)
         facts["by application"] = _listing(counts.by_application[:8])
-        if counts.limits_reached:
-            facts["limits reached"] = ", ".join(counts.limits_reached)
+        if reached := [str(limit) for limit in counts.limits if limit.share >= 1]:
+            facts["limits reached"] = ", ".join(reached[:10])
     facts["canary login"] = f"{login.state.value.replace('_', ' ')} after {login.duration_s * 1000:.0f} ms"
     if login.detail:
         facts["server said"] = one_line(login.detail, limit=200)
@@ -182,6 +228,7 @@ def _samples(counts: Counts | None, login: Login) -> tuple[Sample, ...]:
         *canary,
         USABLE(counts.usable),
         USED_RATIO(counts.used / counts.usable),
+        *(LIMIT_RATIO(limit.share, scope=limit.scope, name=limit.name) for limit in counts.limits),
         *(CONNECTIONS(number, state=state) for state, number in counts.by_state),
         *(BY_APPLICATION(number, application=name) for name, number in counts.by_application),
     )
@@ -211,23 +258,26 @@ SELECT CASE WHEN rank <= %(top)s THEN application ELSE '(other)' END AS applicat
 FROM ranked GROUP BY 1 ORDER BY 2 DESC, 1
 """
 
-# Superusers are exempt from both limits
+# Superusers are exempt from both limits; a limit of 0 lets nobody in, on purpose.
 LIMITS = """
-SELECT 'database ' || d.datname AS what, d.datconnlimit AS at_most, count(a.pid) AS sessions
-FROM pg_database d JOIN pg_stat_activity a ON a.datid = d.oid AND a.backend_type = 'client backend'
-WHERE d.datconnlimit >= 0 GROUP BY d.datname, d.datconnlimit HAVING count(a.pid) >= d.datconnlimit
-UNION ALL
-SELECT 'role ' || r.rolname, r.rolconnlimit, count(a.pid)
-FROM pg_roles r JOIN pg_stat_activity a ON a.usesysid = r.oid AND a.backend_type = 'client backend'
-WHERE r.rolconnlimit >= 0 AND NOT r.rolsuper GROUP BY r.rolname, r.rolconnlimit HAVING count(a.pid) >= r.rolconnlimit
-ORDER BY 1 LIMIT 10
+SELECT scope, name, at_most, sessions FROM (
+    SELECT 'database' AS scope, d.datname::text AS name, d.datconnlimit AS at_most, count(a.pid) AS sessions
+    FROM pg_database d LEFT JOIN pg_stat_activity a ON a.datid = d.oid AND a.backend_type = 'client backend'
+    WHERE d.datconnlimit > 0 GROUP BY d.datname, d.datconnlimit
+    UNION ALL
+    SELECT 'role', r.rolname::text, r.rolconnlimit, count(a.pid)
+    FROM pg_roles r LEFT JOIN pg_stat_activity a ON a.usesysid = r.oid AND a.backend_type = 'client backend'
+    WHERE r.rolconnlimit > 0 AND NOT r.rolsuper GROUP BY r.rolname, r.rolconnlimit
+) limits ORDER BY sessions::float8 / at_most DESC, scope, name LIMIT %(top)s
 """
 
 STATES = ("active", "idle", "idle_in_transaction", "starting")
 
 
 async def _count(pg: Postgres) -> Counts:
-    (slots,), applications, limits = await pg.fetch_many([(SLOTS, {}), (APPLICATIONS, {"top": TOP_APPLICATIONS}), (LIMITS, {})])
+    (slots,), applications, limits = await pg.fetch_many(
+        [(SLOTS, {}), (APPLICATIONS, {"top": TOP_APPLICATIONS}), (LIMITS, {"top": TOP_LIMITS})]
+    )
     if not slots["sees_all"]:
         raise CannotLook(
             f"the role {slots['me']} may not see other sessions, so every count would be too low: GRANT pg_monitor TO {slots['me']}"
@@ -239,7 +289,7 @@ async def _count(pg: Postgres) -> Counts:
         reserved=int(slots["reserved"]),
         by_state=tuple(by_state.items()),
         by_application=_merged((one_line(row["application"], limit=64), int(row["sessions"])) for row in applications),
-        limits_reached=tuple(one_line(f"{row['what']} {row['sessions']}/{row['at_most']}", limit=100) for row in limits),
+        limits=tuple(Limit(row["scope"], one_line(row["name"], limit=63), row["at_most"], row["sessions"]) for row in limits),
     )
 
 

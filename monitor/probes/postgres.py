@@ -24,6 +24,11 @@ LOCK_TIMEOUT_S = 0.25
 GRACE_S = 0.15
 """The server stops a statement at ``timeout_s`` by itself; so much later the caller is told, whatever the server does."""
 
+# Set in the session and not at its start, so that pg_settings still shows (as reset_val) what the server's own sessions get.
+TIMEOUTS = """
+SELECT set_config('statement_timeout', %(timeout)s, false), set_config('idle_in_transaction_session_timeout', '15s', false)
+"""
+
 ASKED = SQL("SELECT * FROM (\n{query}\n) AS asked LIMIT %(limit)s")
 """With a parameter, the server takes one statement only."""
 
@@ -31,12 +36,10 @@ Held = psycopg.AsyncConnection[Row]
 Answer = TypeVar("Answer")
 
 
-def session_options(timeout_s: float) -> str:
-    """What makes a session harmless: it cannot write, wait, or run for long."""
+def session_options() -> str:
+    """What makes a session harmless from its first moment: it cannot write, and waits for no lock."""
     settings = {
-        "statement_timeout": int(timeout_s * 1000),
         "lock_timeout": int(LOCK_TIMEOUT_S * 1000),
-        "idle_in_transaction_session_timeout": 15_000,
         "idle_session_timeout": 0,
         "default_transaction_read_only": "on",
         "search_path": "pg_catalog",
@@ -80,7 +83,7 @@ class PgSentinel:
         """Raises ``CannotLook`` when a dsn is not a connection string."""
         self._clock = clock
         self._timeout_s = timeout_s
-        self._where = entrance(dsn, application_name=application_name, options=session_options(timeout_s))
+        self._where = entrance(dsn, application_name=application_name, options=session_options())
         self._canary = entrance(canary_dsn or dsn, application_name=f"{application_name}-canary")
         self.cost = Cost()
         self._turn = asyncio.Lock()
@@ -201,6 +204,7 @@ class PgSentinel:
         if connection is None:
             raise CannotLook(f"{self._where.place}: {CURES[login.state]}: {login.detail}")
         self._connection = connection
+        await connection.execute(TIMEOUTS, {"timeout": f"{int(self._timeout_s * 1000)}ms"})
         return connection
 
     def _cut(self) -> None:

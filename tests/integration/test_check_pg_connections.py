@@ -157,6 +157,13 @@ async def test_limits_of_role_and_database(cluster: Cluster, http: CurlProbe) ->
             (finding,) = (await look(ctx)).findings
             assert (finding.kind.name, finding.labels) == ("RoleLimitReached", (("limit", "role"),))
             assert dict(finding.facts)["limits reached"] == "role app 2/2"
+        execute(cluster, "ALTER ROLE app CONNECTION LIMIT 5")
+        with leaked(cluster.dsn(user="app", password=PASSWORD), at_most=4):
+            observed = await look(ctx)
+            assert [finding.summary for finding in observed.findings] == [
+                "the role app has used up 80 % of its own connection limit (postgres)"
+            ]
+            assert [sample.value for sample in observed.samples if sample.metric.name.endswith("limit_used_ratio")] == [0.8]
         execute(cluster, "ALTER ROLE app CONNECTION LIMIT -1", "ALTER DATABASE postgres CONNECTION LIMIT 2")
         with leaked(cluster.dsn(user="app", password=PASSWORD)):
             assert kinds(await look(ctx)) == ["DatabaseLimitReached"]

@@ -35,7 +35,7 @@ def execute(cluster: Cluster, *statements: str, database: str = "postgres") -> N
 @contextmanager
 def leaked(dsn: str, *, at_most: int = 100) -> Iterator[int]:
     """Hold as many connections as the server gives, ``at_most`` so many; the value is their number."""
-    held = []
+    held: list[psycopg.Connection] = []
     try:
         while len(held) < at_most:
             try:

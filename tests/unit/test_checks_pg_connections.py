@@ -1,9 +1,11 @@
 """What counts and canary mean together: the whole table."""
 
+from dataclasses import replace
+
 import pytest
 from pydantic import ValidationError
 
-from checks.pg_connections import DATABASE_LIMIT, DOWN, EXHAUSTED, HANDSHAKES, HIGH, ROLE_LIMIT, Config, Counts, judge
+from checks.pg_connections import DATABASE_LIMIT, DOWN, EXHAUSTED, HANDSHAKES, HIGH, LIMIT_HIGH, ROLE_LIMIT, Config, Counts, Limit, judge
 from monitor.domain import FindingKind
 from monitor.probes_contract import Login, LoginState
 
@@ -11,7 +13,7 @@ from monitor.probes_contract import Login, LoginState
 def counts(used: int, *, starting: int = 0) -> Counts:
     """``used`` of 100 usable slots."""
     states = (("active", 0), ("idle", used - starting), ("idle_in_transaction", 0), ("starting", starting), ("other", 0))
-    return Counts(103, 3, states, (("data-service", used),), ("role app 20/20",))
+    return Counts(103, 3, states, (("data-service", used),))
 
 
 def login(state: LoginState) -> Login:
@@ -54,7 +56,22 @@ def test_meaning(used: Counts | None, state: LoginState, kind: FindingKind | Non
         assert "postgres" in finding.summary
         if used:
             assert f"{used.used} of 100 usable" in facts["used"]
-            assert facts["limits reached"] == "role app 20/20"
+
+
+FULL, NEAR, FREE = Limit("role", "app", 20, 20), Limit("database", "shop", 50, 40), Limit("role", "batch", 10, 1)
+
+
+def test_limits_are_told_before_they_are_reached() -> None:
+    seen = replace(counts(10), limits=(FULL, NEAR, FREE))
+    told = judge(seen, login(LoginState.OK), Config(), service="postgres")
+    assert [finding.summary for finding in told] == [
+        "the role app has used up 100 % of its own connection limit (postgres)",
+        "the database shop has used up 80 % of its own connection limit (postgres)",
+    ]
+    assert dict(told[0].labels) == {"scope": "role", "name": "app"}
+    reached = judge(seen, login(LoginState.ROLE_LIMIT), Config(), service="postgres")
+    assert [finding.kind for finding in reached] == [ROLE_LIMIT, LIMIT_HIGH]  # the role's own is not told twice
+    assert dict(reached[0].facts)["limits reached"] == "role app 20/20"
 
 
 def test_only_the_kind_of_limit_is_a_label() -> None:
