@@ -18,6 +18,7 @@ from checks.job_queue import job_queue
 from checks.load import load
 from checks.log_errors import log_errors
 from checks.log_rotation import log_rotation
+from checks.login import login
 from checks.memory import memory
 from checks.pg_bloat import pg_bloat
 from checks.pg_blocking import pg_blocking
@@ -35,7 +36,9 @@ from checks.pg_vacuum import pg_vacuum
 from checks.pg_wal import pg_wal
 from checks.pg_wraparound import pg_wraparound
 from checks.processes import processes
+from checks.service_instances import service_instances
 from checks.smtp_server import smtp_server
+from checks.sources import sources
 from checks.sql_query import sql_query
 from checks.stuck_jobs import stuck_jobs
 from checks.tenants import tenants
@@ -70,6 +73,7 @@ BUILTINS: tuple[AnyCheck, ...] = (
     load,
     log_errors,
     log_rotation,
+    login,
     memory,
     pg_bloat,
     pg_blocking,
@@ -87,7 +91,9 @@ BUILTINS: tuple[AnyCheck, ...] = (
     pg_wal,
     pg_wraparound,
     processes,
+    service_instances,
     smtp_server,
+    sources,
     sql_query,
     stuck_jobs,
     tenants,

@@ -45,6 +45,7 @@ class Access:
             "MONITOR_POSTGRES_CANARY_DSN": self.dsn(admin_dsn, "monitor_canary"),
             "MONITOR_POSTGRES_FIX_DSN": self.dsn(admin_dsn, "monitor_fix"),
             "SLACK_BOT_TOKEN": self.slack_token,
+            "SYNTHETIC_USER_PASSWORD": self.user_password,
             **{f"PAGERDUTY_{role}_KEY": key for role, key in self.pagerduty_keys.items()},
         }
 

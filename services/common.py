@@ -30,6 +30,8 @@ from services.logs import open_logs
 from services.settings import Settings
 
 VERSION = "0.0.1"
+STARTED_AT = time.time()
+"""When this process began, Unix seconds: a changed one tells of a restart."""
 POOL_TIMEOUT_S = 3.0
 """How long a request waits for a connection before it is told that the database is exhausted."""
 POOL_LIFETIME_S = 1800.0
@@ -146,7 +148,7 @@ def build_app(name: str, router: APIRouter, settings: Settings, *, works: tuple[
     @app.get("/health")
     async def health() -> dict[str, str | float]:
         """Whether this process serves. It asks nobody else, so that an outage of the database is not told as ours."""
-        return {"service": name, "version": VERSION, "status": "healthy", "timestamp": time.time()}
+        return {"service": name, "version": VERSION, "status": "healthy", "timestamp": time.time(), "started_at": STARTED_AT}
 
     app.include_router(router, prefix="/api/v1")
     return app

@@ -30,24 +30,45 @@ def write_configuration(platform: Platform, folder: Path, port: int) -> Path:
         "external_url": f"http://127.0.0.1:{port}",
         "state": str((folder / "state" / "monitor.db").resolve()),
     }
-    _point_services(config, platform)
+    config["checks"] = _moved(config["checks"], _point_services(config, platform))
     _point_channels(config, platform)
     _keep_secrets_in_files(config, platform.environment, folder / "secrets")
+    del config["checks"]["pg_settings"]  # the demo's server is made to be thrown away: most of the advice would be about that
     config["checks"]["stuck_jobs"] |= {"older_than": STUCK_AFTER, "every": STUCK_EVERY, "timeout": "4s"}
     path = folder / "config.toml"
     path.write_text("# Written by `monitor demo` from the shipped config.toml.\n" + tomli_w.dumps(config))
     return path
 
 
-def _point_services(config: dict[str, Any], platform: Platform) -> None:
+def _point_services(config: dict[str, Any], platform: Platform) -> dict[str, str]:
+    """Returns the new address of each shipped one."""
+    addresses = {}
     if not platform.has_nginx:
         _leave_out(config, "nginx")
     for name, service in config["services"].items():
         if "url" in service:
+            addresses[service["url"]] = platform.urls[name]
             service["url"] = platform.urls[name]
+        if "instances" in service:
+            service["instances"] = [platform.urls[name]]
         for kind in ("log", "error_log", "access_log"):
             if kind in service:
                 service[kind] = str(platform.log_dir / Path(service[kind]).name)
+    return addresses
+
+
+def _moved(value: Any, addresses: dict[str, str]) -> Any:
+    """The value with the shipped addresses of services replaced, wherever a text begins with one."""
+    match value:
+        case str():
+            old = next((old for old in addresses if value.startswith(old)), None)
+            return addresses[old] + value.removeprefix(old) if old is not None else value
+        case list():
+            return [_moved(one, addresses) for one in value]
+        case dict():
+            return {key: _moved(one, addresses) for key, one in value.items()}
+        case _:
+            return value
 
 
 def _leave_out(config: dict[str, Any], service: str) -> None:

@@ -60,7 +60,7 @@ def test_health_has_the_runbooks_shape_and_docs_are_there(services: dict[str, Ru
     answer = services[name].get("/health")
     body = answer.json()
     assert answer.status_code == 200
-    assert set(body) == {"service", "version", "status", "timestamp"}
+    assert set(body) == {"service", "version", "status", "timestamp", "started_at"}
     assert (body["service"], body["version"], body["status"]) == (f"{name}-service", "0.0.1", "healthy")
     assert isinstance(body["timestamp"], float)
     assert_timed(answer)
