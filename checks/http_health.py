@@ -31,13 +31,15 @@ _PLAIN_REASONS = {
     HttpReason.DNS: "its name cannot be resolved",
     HttpReason.REFUSED: "connection refused",
     HttpReason.UNREACHABLE: "it cannot be reached",
-    HttpReason.TIMEOUT: "no whole answer in time",
+    HttpReason.TIMEOUT: "no answer in time",
+    HttpReason.TOO_SLOW: "no whole answer in time",
     HttpReason.RESET: "the connection broke",
     HttpReason.TLS: "the TLS handshake failed",
     HttpReason.TLS_EXPIRED: "its certificate is expired or not yet valid",
     HttpReason.TLS_WRONG_HOST: "its certificate is for another host",
     HttpReason.TLS_UNTRUSTED: "its certificate is not trusted",
     HttpReason.TOO_LARGE: "its answer is too large",
+    HttpReason.HEADERS_TOO_LARGE: "its headers are too large",
     HttpReason.GARBAGE: "its answer is not HTTP",
     HttpReason.OTHER: "the exchange failed",
 }
@@ -136,6 +138,9 @@ def judge(answer: HttpAnswer | HttpFailure, cfg: Config, *, service: str, url: s
 def _what_is_wrong(answer: HttpAnswer, cfg: Config) -> str:
     """The first thing that is not as expected, in words; empty when all is well."""
     if answer.status not in cfg.expect_status:
+        location = dict(answer.headers).get("location")
+        if 300 <= answer.status < 400 and location:
+            return f"it redirects ({answer.status}) to {one_line(location, limit=100)}, which is not followed"
         return f"with status {answer.status} instead of {' or '.join(map(str, cfg.expect_status))}"
     if cfg.expect_body and cfg.expect_body.encode() not in answer.body:
         return f"its body does not contain {one_line(cfg.expect_body, limit=80)!r}"

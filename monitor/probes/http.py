@@ -108,7 +108,7 @@ class _Exchange:
         self._header_bytes = 0
         self._body: list[bytes] = []
         self._body_bytes = 0
-        self._too_large = ""
+        self._too_large: tuple[HttpReason, str] | None = None
         self._outcome: HttpAnswer | HttpFailure | CannotLook | None = None
 
     # --- in the event loop -------------------------------------------------------------------------------------------
@@ -157,19 +157,21 @@ class _Exchange:
                 tls_days_left=self._tls_days_left(handle) if phases.tls_s else None,
             )
         elif self._too_large:
-            self._outcome = HttpFailure(HttpReason.TOO_LARGE, self._too_large, phases)
+            self._outcome = HttpFailure(*self._too_large, phases)
         elif code == pycurl.E_OPERATION_TIMEDOUT and self.given_s < FAIR_SHARE * self.request.deadline_s:
             self._outcome = CannotLook(
                 f"the probe waited {self.request.deadline_s - self.given_s:.1f} s of its {self.request.deadline_s:g} s in our own queue:"
                 " probe less often or raise the concurrency"
             )
+        elif code == pycurl.E_OPERATION_TIMEDOUT and self._header_bytes:
+            self._outcome = HttpFailure(HttpReason.TOO_SLOW, _words(code, message, 0, self.request), phases)
         else:
             self._outcome = _failure(handle, code, message, phases, self.request)
 
     def _on_header(self, line: bytes) -> int:
         self._header_bytes += len(line)
         if self._header_bytes > MAX_HEADER_BYTES:
-            self._too_large = f"the headers are larger than {MAX_HEADER_BYTES} bytes"
+            self._too_large = (HttpReason.HEADERS_TOO_LARGE, f"the headers are larger than {MAX_HEADER_BYTES} bytes")
             return -1
         self._headers.append(line)
         return len(line)
@@ -177,7 +179,7 @@ class _Exchange:
     def _on_body(self, chunk: bytes) -> int:
         self._body_bytes += len(chunk)
         if self._body_bytes > self.request.max_body_bytes:
-            self._too_large = f"the body is larger than {self.request.max_body_bytes} bytes"
+            self._too_large = (HttpReason.TOO_LARGE, f"the body is larger than {self.request.max_body_bytes} bytes")
             return -1
         self._body.append(chunk)
         return len(chunk)
@@ -297,7 +299,7 @@ _REASONS = {
     pycurl.E_FTP_WEIRD_SERVER_REPLY: HttpReason.GARBAGE,  # libcurl's CURLE_WEIRD_SERVER_REPLY
     pycurl.E_UNSUPPORTED_PROTOCOL: HttpReason.GARBAGE,  # HTTP/0.9, that is, no status line
     pycurl.E_BAD_CONTENT_ENCODING: HttpReason.GARBAGE,
-    100: HttpReason.TOO_LARGE,  # CURLE_TOO_LARGE, which pycurl does not name: one header line beyond libcurl's own cap
+    100: HttpReason.HEADERS_TOO_LARGE,  # CURLE_TOO_LARGE, which pycurl does not name: one header line beyond libcurl's own cap
     pycurl.E_SSL_CONNECT_ERROR: HttpReason.TLS,
     pycurl.E_SSL_CERTPROBLEM: HttpReason.TLS,
     pycurl.E_SSL_CIPHER: HttpReason.TLS,

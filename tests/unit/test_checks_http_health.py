@@ -51,7 +51,7 @@ def test_a_healthy_answer_finds_nothing_and_measures_everything() -> None:
         (answer(body=b'{"ready": false}'), {"expect_json": {"ready": "true"}}, "ready is 'false' instead of 'true'"),
         (answer(body=b"Hello"), {"expect_body": "Welcome"}, "does not contain 'Welcome'"),
         (HttpFailure(HttpReason.REFUSED, "Connection refused", HttpPhases()), {}, "connection refused"),
-        (HttpFailure(HttpReason.TIMEOUT, "no whole answer within 5 s", HttpPhases(total_s=5)), {}, "no whole answer in time"),
+        (HttpFailure(HttpReason.TIMEOUT, "no whole answer within 5 s", HttpPhases(total_s=5)), {}, "no answer in time"),
         (HttpFailure(HttpReason.TOO_LARGE, "the body is larger than 5 bytes", HttpPhases()), {}, "too large"),
     ],
 )
