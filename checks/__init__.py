@@ -8,6 +8,7 @@ from checks.access_log import access_log
 from checks.backups import backups
 from checks.data_freshness import data_freshness
 from checks.disk import disk
+from checks.dns import dns_name
 from checks.due_dates import due_dates
 from checks.email_jobs import email_jobs
 from checks.failed_jobs import failed_jobs
@@ -37,11 +38,14 @@ from checks.pg_wal import pg_wal
 from checks.pg_wraparound import pg_wraparound
 from checks.processes import processes
 from checks.service_instances import service_instances
+from checks.sftp import sftp
 from checks.smtp_server import smtp_server
 from checks.sources import sources
 from checks.sql_query import sql_query
 from checks.stuck_jobs import stuck_jobs
+from checks.tcp import tcp
 from checks.tenants import tenants
+from checks.tls import tls
 from monitor.clock import Clock
 from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
 from monitor.errors import CannotLook
@@ -63,6 +67,7 @@ BUILTINS: tuple[AnyCheck, ...] = (
     backups,
     data_freshness,
     disk,
+    dns_name,
     due_dates,
     email_jobs,
     failed_jobs,
@@ -92,11 +97,14 @@ BUILTINS: tuple[AnyCheck, ...] = (
     pg_wraparound,
     processes,
     service_instances,
+    sftp,
     smtp_server,
     sources,
     sql_query,
     stuck_jobs,
+    tcp,
     tenants,
+    tls,
 )
 
 __all__ = [

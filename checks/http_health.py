@@ -1,4 +1,4 @@
-"""Does a service answer its health address, with the right status and body, in time, under a certificate that lasts?"""
+"""Does an HTTP address answer, with the status, headers and body that are expected, in time, under a certificate that lasts?"""
 
 import json
 import re
@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from checks.assertions import JsonPath, Regex, wrong_header, wrong_json_path, wrong_text
 from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
 from monitor.plugins import CheckContext, Duration, LocalPath, PluginConfig, Secret, check, one_line
 from monitor.probes_contract import HttpAnswer, HttpFailure, HttpPhases, HttpReason, HttpRequest
@@ -58,6 +59,14 @@ class Config(PluginConfig):
         description='Top-level fields of the JSON answer and their values; a value that is no string in its JSON form ("true").',
     )
     expect_body: str = Field("", description="Text that the answer must contain.")
+    expect_json_path: dict[JsonPath, str] = Field(
+        default_factory=dict,
+        description='JSON paths (RFC 9535) and what stands there, all of it: {"$.queue.depth" = "0"}; "*" for anything at all.',
+    )
+    expect_regex: tuple[Regex, ...] = Field((), max_length=20, description="Expressions that the body must match somewhere.")
+    refuse_regex: tuple[Regex, ...] = Field((), max_length=20, description="Expressions that the body must not match.")
+    expect_headers: dict[str, Regex] = Field(default_factory=dict, description="Headers that must be there, and match.")
+    body: str = Field("", max_length=65_536, description="Sent with the request; its Content-Type stands in headers.")
     slow_after: Duration = Field(2.0, gt=0, description="A whole exchange that takes longer is slow.")
     deadline: Duration = Field(5.0, gt=0, description="For the whole exchange, name resolution to last byte.")
     max_body_bytes: int = Field(1_048_576, ge=1, le=67_108_864, description="A larger decoded body is cut off and counts as down.")
@@ -82,8 +91,10 @@ class Config(PluginConfig):
     def _consistent(self) -> Self:
         if self.slow_after >= self.deadline:
             raise ValueError("slow_after must be shorter than deadline, or slow is never seen")
-        if self.method == "HEAD" and (self.expect_json or self.expect_body):
+        if self.method == "HEAD" and (self.expect_json or self.expect_body or self.expect_json_path or self.expect_regex):
             raise ValueError("a HEAD request has no body to expect something of")
+        if self.body and self.method != "POST":
+            raise ValueError("only a POST request sends a body")
         return self
 
 
@@ -103,6 +114,7 @@ async def http_health(ctx: CheckContext, cfg: Config) -> Observed:
         HttpRequest(
             url=url,
             method=cfg.method,
+            body=cfg.body.encode(),
             headers=(*cfg.headers.items(), *((name, value.get_secret_value()) for name, value in cfg.secret_headers.items())),
             deadline_s=cfg.deadline,
             max_body_bytes=cfg.max_body_bytes,
@@ -144,7 +156,12 @@ def _what_is_wrong(answer: HttpAnswer, cfg: Config) -> str:
         return f"with status {answer.status} instead of {' or '.join(map(str, cfg.expect_status))}"
     if cfg.expect_body and cfg.expect_body.encode() not in answer.body:
         return f"its body does not contain {one_line(cfg.expect_body, limit=80)!r}"
-    return _wrong_json(answer.body, cfg.expect_json) if cfg.expect_json else ""
+    return (
+        (_wrong_json(answer.body, cfg.expect_json) if cfg.expect_json else "")
+        or wrong_header(answer, cfg.expect_headers)
+        or wrong_json_path(answer, cfg.expect_json_path)
+        or wrong_text(answer, cfg.expect_regex, cfg.refuse_regex)
+    )
 
 
 def _wrong_json(body: bytes, expected: dict[str, str]) -> str:
