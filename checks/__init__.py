@@ -33,6 +33,7 @@ from checks.pg_prepared_transactions import pg_prepared_transactions
 from checks.pg_sequences import pg_sequences
 from checks.pg_settings import pg_settings
 from checks.pg_sizes import pg_sizes
+from checks.pg_statements import pg_statements
 from checks.pg_vacuum import pg_vacuum
 from checks.pg_wal import pg_wal
 from checks.pg_wraparound import pg_wraparound
@@ -92,6 +93,7 @@ BUILTINS: tuple[AnyCheck, ...] = (
     pg_sequences,
     pg_settings,
     pg_sizes,
+    pg_statements,
     pg_vacuum,
     pg_wal,
     pg_wraparound,
