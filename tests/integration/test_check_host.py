@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -217,15 +218,22 @@ async def test_what_cannot_be_asked_of_processes(host: CheckContext) -> None:
 
 # --- backups ---------------------------------------------------------------------------------------------------------
 
-NOW = SystemClock().now()
+Listed = dict[str, Any]
 
 
-def run_line(kind: str = "backup", *, hours_ago: float, ok: bool = True, **more: object) -> str:
-    return json.dumps({"at": (NOW - timedelta(hours=hours_ago)).isoformat(), "kind": kind, "ok": ok, **more}) + "\n"
+def run_line(kind: str = "backup", *, hours_ago: float, ok: bool = True, **more: object) -> Listed:
+    """A line of the list, so long before the test that writes it."""
+    return {"hours_ago": hours_ago, "kind": kind, "ok": ok, **more}
 
 
-async def looked(runs: Path, ctx: CheckContext, *lines: str, **config: object) -> Observed:
-    runs.write_text("".join(lines))
+async def looked(runs: Path, ctx: CheckContext, *lines: Listed | str, **config: object) -> Observed:
+    def written(line: Listed | str) -> str:
+        if isinstance(line, str):
+            return line
+        at = ctx.clock.now() - timedelta(hours=line["hours_ago"])
+        return json.dumps({"at": at.isoformat(), **{key: value for key, value in line.items() if key != "hours_ago"}}) + "\n"
+
+    runs.write_text("".join(map(written, lines)))
     return await look(backups, ctx, runs=str(runs), **config)
 
 
@@ -258,7 +266,7 @@ async def test_backups_that_are_made_and_proven(tmp_path: Path, host: CheckConte
         ),
     ],
 )
-async def test_backups_that_cannot_be_trusted(tmp_path: Path, host: CheckContext, lines: list[str], found: str, words: str) -> None:
+async def test_backups_that_cannot_be_trusted(tmp_path: Path, host: CheckContext, lines: list[Listed], found: str, words: str) -> None:
     observed = await looked(tmp_path / "runs", host, *lines)
     finding = next(finding for finding in observed.findings if finding.kind.name == found)
     assert words in finding.summary

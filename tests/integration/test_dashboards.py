@@ -47,6 +47,9 @@ def full_exposition() -> Exposition:
     exposition.seed_channels(["pagerduty", "slack"])
     for metric in (names.STORE_UP, names.CONFIG_RELOAD_SUCCESSFUL, names.CONFIG_RELOAD_SUCCESS_TIME):
         exposition.set(metric, 1)
+    for metric in (names.OWN_STATEMENTS, names.OWN_BUSY):
+        exposition.set(metric, 1, service="postgres")
+    exposition.set(names.OWN_CONNECTS, 1, service="postgres", kind="held")
     for check in CHECKS:
         for service in ("auth", "data"):
             samples = [metric(1, **labels) for metric in check.metrics for labels in label_sets(metric)]
