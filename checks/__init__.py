@@ -30,6 +30,7 @@ from checks.pg_idle_in_transaction import pg_idle_in_transaction
 from checks.pg_indexes import pg_indexes
 from checks.pg_long_queries import pg_long_queries
 from checks.pg_prepared_transactions import pg_prepared_transactions
+from checks.pg_replication import pg_replication
 from checks.pg_sequences import pg_sequences
 from checks.pg_settings import pg_settings
 from checks.pg_sizes import pg_sizes
@@ -90,6 +91,7 @@ BUILTINS: tuple[AnyCheck, ...] = (
     pg_indexes,
     pg_long_queries,
     pg_prepared_transactions,
+    pg_replication,
     pg_sequences,
     pg_settings,
     pg_sizes,

@@ -76,6 +76,7 @@ def test_it_describes_the_platform_of_the_runbook(shipped: Settings) -> None:
         "pg_wraparound/postgres",
         "pg_checkpoints/postgres",
         "pg_wal/postgres",
+        "pg_replication/postgres",
         "pg_prepared_transactions/postgres",
         "pg_sizes/postgres",
         "pg_indexes/postgres",
