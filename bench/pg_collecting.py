@@ -5,6 +5,7 @@ Runner, checks, the held connection, engine with store, history and exposition; 
 
 import asyncio
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from monitor.engine import Engine
 from monitor.logs import configure_logging
 from monitor.memory import Memory
 from monitor.metrics.exposition import Exposition
+from monitor.plugins import parse_duration_s
 from monitor.probes.outside import Outside
 from monitor.process import tune_process
 from monitor.runner import Runner
 from monitor.store import Store, StoreThread
 
+SHIPPED = Path(__file__).resolve().parents[1] / "config.toml"
 FACTS = (
     "pg_connections",
     "pg_counters",
@@ -55,6 +58,12 @@ def write_settings(folder: Path, dsn_file: Path, every_s: float = 15.0) -> Path:
     return path
 
 
+def shipped_every_s() -> dict[str, int]:
+    """How often each of these checks looks in the shipped configuration, in seconds."""
+    shipped = tomllib.loads(SHIPPED.read_text())["checks"]
+    return {name: int(parse_duration_s(shipped[name]["every"])) for name in FACTS}
+
+
 async def main(folder: Path, dsn_file: Path) -> None:
     configure_logging()
     clock, memory = SystemClock(), Memory()
@@ -77,12 +86,15 @@ async def main(folder: Path, dsn_file: Path) -> None:
         memory=memory,
     )
     await engine.start()
+    every_s = shipped_every_s()
 
     async def collect(command: dict[str, Any]) -> dict[str, Any]:
         series = 0
-        for _ in range(command["count"]):
-            await asyncio.gather(*(engine.run(instance) for instance in settings.instances))
-            series = exposition.render().count(b"\nmonitor_pg_")
+        for number in range(command["count"] if "count" in command else command["seconds"]):
+            due = settings.instances if "count" in command else [one for one in settings.instances if number % every_s[one.name] == 0]
+            await asyncio.gather(*(engine.run(instance) for instance in due))
+            if due:
+                series = exposition.render().count(b"\nmonitor_pg_")
         await engine.flush()
         blind = {result.check: result.error for result in engine.latest.values() if result.outcome is Outcome.BLIND}
         return {"blind": blind, "series": series}

@@ -105,9 +105,9 @@ def _hosts(params: dict[str, Any]) -> tuple[tuple[str, int], ...]:
 
 
 async def connect(where: Entrance) -> psycopg.AsyncConnection[Row]:
-    """Open a connection that commits by itself and never prepares statements behind our back."""
+    """Open a connection that commits by itself. What is asked again and again is planned once: planning costs a server most of a check."""
     return await psycopg.AsyncConnection.connect(
-        where.conninfo.get_secret_value(), autocommit=True, prepare_threshold=None, row_factory=dict_row
+        where.conninfo.get_secret_value(), autocommit=True, prepare_threshold=2, row_factory=dict_row
     )
 
 

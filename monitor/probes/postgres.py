@@ -187,11 +187,13 @@ class PgSentinel:
                 await self._drop()
 
     async def _work(self, work: Callable[[Held], Awaitable[Answer]]) -> Answer:
-        """Work on the held connection; when it turns out lost while it lay idle, once more on a new one."""
+        """Work on the held connection; once more on a new one when it was lost meanwhile, or a table has changed since it was planned."""
         held = self._connection
         if held is not None:
             try:
                 return await work(held)
+            except errors.FeatureNotSupported:  # "cached plan must not change result type"
+                await self._drop()
             except psycopg.OperationalError:
                 if self._was_cut or not held.closed:
                     raise

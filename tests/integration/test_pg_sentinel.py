@@ -84,6 +84,21 @@ async def test_a_lost_connection_is_opened_again_without_a_blind_run(database: s
         assert await backend_pid(sentinel) != pid
 
 
+async def test_what_is_asked_often_is_planned_once_and_anew_when_the_table_changes(database: str) -> None:
+    async with watching(database) as sentinel:
+        with psycopg.connect(database, autocommit=True) as other:
+            other.execute("CREATE TABLE changing (a int)")
+            for _ in range(4):
+                assert await sentinel.fetch("SELECT * FROM public.changing") == []
+                assert await sentinel.fetch_many([("SELECT * FROM public.changing WHERE a > %(a)s", {"a": 1})]) == [[]]
+            (row,) = await sentinel.fetch("SELECT count(*) AS n FROM pg_prepared_statements WHERE statement LIKE '%public.changing%'")
+            assert row["n"] == 2
+            other.execute("ALTER TABLE changing ADD COLUMN b text")
+            other.execute("INSERT INTO changing VALUES (5, 'x')")
+        assert await sentinel.fetch("SELECT * FROM public.changing") == [{"a": 5, "b": "x"}]
+        assert await sentinel.fetch_many([("SELECT * FROM public.changing WHERE a > %(a)s", {"a": 1})]) == [[{"a": 5, "b": "x"}]]
+
+
 async def test_what_watching_costs_is_counted(database: str) -> None:
     async with watching(database) as sentinel:
         pid = await backend_pid(sentinel)
