@@ -22,10 +22,11 @@ from services.cluster import Cluster
 
 EXPORTER = ("prometheus-postgres-exporter", "postgres_exporter")
 TABLE_COUNTS = (10, 2_000)
-COLLECTIONS = {10: 600, 2_000: 60}
+COLLECTIONS = {10: (600, 600), 2_000: (240, 30)}
+"""Of ours and of the exporter's in each cell: each side so many that the processor is busy for a second."""
 SCHEDULE_S = 600
-SCHEDULES = {10: 10, 2_000: 6}
-"""Ten minutes, so many times in each cell: one is too short to be measured."""
+SCHEDULES = {10: (20, 10), 2_000: (20, 2)}
+"""Ten minutes, so many times in each cell."""
 SCRAPE_EVERY_S = 15
 """The exporter collects everything at each scrape of Prometheus."""
 MAKE_TABLES = """
@@ -68,7 +69,8 @@ def run(plan: Plan) -> list[Figure]:
 
 
 def _compare(plan: Plan, tables: int) -> list[Figure]:
-    count = 5 if plan.quick else COLLECTIONS[tables]
+    ours_count, theirs_count = (5, 5) if plan.quick else COLLECTIONS[tables]
+    ours_times, theirs_times = (1, 1) if plan.quick else SCHEDULES[tables]
     folder = plan.folder / f"pg_facts_{tables}"
     folder.mkdir()
     data = folder / "pg"
@@ -88,16 +90,15 @@ def _compare(plan: Plan, tables: int) -> list[Figure]:
         monitor = stack.enter_context(Worker("bench.pg_collecting", folder, secret))
         exporter = _start_exporter(stack, program, folder, dsn) if program else None
         for number in range(plan.pairs + 1):
-            plan.say(f"pg_facts, {tables} tables: pair {number} of {plan.pairs} ({count} collections a side)")
-            size = min(count, 5) if number == 0 else count  # the first is to warm up
-            ours = _ours(monitor, cluster, size)
-            theirs = _theirs(*exporter, cluster, size) if exporter else None
+            plan.say(f"pg_facts, {tables} tables: pair {number} of {plan.pairs}")
+            warm = number == 0
+            ours = _ours(monitor, cluster, 5 if warm else ours_count)
+            theirs = _theirs(*exporter, cluster, 5 if warm else theirs_count) if exporter else None
             if number:
                 taken["monitor"].append(ours)
                 taken["exporter"] += [theirs] if theirs else []
-                times = 1 if plan.quick else SCHEDULES[tables]
-                scheduled["monitor"].append(_ours_on_schedule(monitor, cluster, times))
-                scheduled["exporter"] += [_theirs_on_schedule(*exporter, cluster, times)] if exporter else []
+                scheduled["monitor"].append(_ours_on_schedule(monitor, cluster, ours_times))
+                scheduled["exporter"] += [_theirs_on_schedule(*exporter, cluster, theirs_times)] if exporter else []
     peer = f"postgres_exporter {version_of(program)}" if program else "postgres_exporter is not installed"
     return [*_figures(plan, tables, taken, peer), *_schedule_figures(plan, tables, scheduled, peer)]
 

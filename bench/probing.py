@@ -35,14 +35,15 @@ SERVICES = 200
 SCRAPE_EVERY_S = 1.0
 
 
-def write_settings(folder: Path, url: str) -> Settings:
+def write_settings(folder: Path, url: str, ca_file: Path | None = None) -> Settings:
     """Settings of a monitor that watches one target as many services."""
     names = [f"svc{number:03}" for number in range(SERVICES)]
+    trust = f'\nca_file = "{ca_file}"' if ca_file else ""
     steps = '[{after = "0s", who = "on-call", channels = ["mail"]}]'
     lines = [
         f'[monitor]\nstate = "{folder}/monitor.db"',
         *(f'[services.{name}]\nurl = "{url}"' for name in names),
-        f'[checks.http_health]\nservices = {names}\nevery = "30s"\npath = "/health"\nexpect_json = {{status = "healthy"}}',
+        f'[checks.http_health]\nservices = {names}\nevery = "30s"\npath = "/health"\nexpect_json = {{status = "healthy"}}{trust}',
         '[channels.mail]\nnotifier = "email"\nhost = "127.0.0.1"\nsender = "monitor@example.com"\nto = ["ops@example.com"]',
         "[escalation]",
         *(f"{severity} = {steps}" for severity in ("P1", "P2", "P3", "P4")),
@@ -87,10 +88,10 @@ class _Monitor:
             self.exposition.render()
 
 
-async def main(folder: Path, url: str, profile: Path | None) -> None:
+async def main(folder: Path, url: str, ca_file: Path | None, profile: Path | None) -> None:
     configure_logging()
     clock = SystemClock()
-    settings = write_settings(folder, url)
+    settings = write_settings(folder, url, ca_file)
     store, thread, outside, exposition = Store(settings.state_url), StoreThread(), Outside(clock), Exposition("bench")
     engine = Engine(
         settings,
@@ -136,7 +137,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("url")
+    parser.add_argument("--ca-file", type=Path)
     parser.add_argument("--profile", type=Path)
     asked = parser.parse_args()
     tune_process()
-    uvloop.run(main(asked.folder, asked.url, asked.profile))
+    uvloop.run(main(asked.folder, asked.url, asked.ca_file, asked.profile))

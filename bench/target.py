@@ -1,6 +1,7 @@
 """The watched service of the HTTP bench: a small JSON answer, and a count of connections, requests and errors."""
 
 import asyncio
+import ssl
 import sys
 from typing import Any, cast
 
@@ -34,16 +35,20 @@ class _Conversation(asyncio.Protocol):
         counts["errors"] += bool(exc) or bool(self._heard)
 
 
-async def main(host: str) -> None:
-    """Serve until standard input ends; every command is answered with the counts so far."""
+async def main(host: str, certificate: str = "") -> None:
+    """Serve until standard input ends; every command is answered with the counts so far. With a certificate, over TLS."""
+    trust = None
+    if certificate:
+        trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        trust.load_cert_chain(certificate)
 
     async def tell(_: dict[str, Any]) -> dict[str, Any]:
         return counts
 
-    server = await asyncio.get_running_loop().create_server(_Conversation, host, 0, backlog=1024)
+    server = await asyncio.get_running_loop().create_server(_Conversation, host, 0, backlog=1024, ssl=trust)
     await answer_commands(tell, port=server.sockets[0].getsockname()[1])
     server.close()
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1] if sys.argv[1:] else "127.0.0.1"))
+    uvloop.run(main(*(sys.argv[1:] or ["127.0.0.1"])))

@@ -24,7 +24,9 @@ def test_quick_run_prints_the_table_and_writes_the_figures(tmp_path: Path) -> No
     done = run_bench("--quick", "--pairs", "1", "--out", str(out))
     assert done.returncode == 0, done.stderr
     figures = {figure["name"]: figure for figure in json.loads(out.read_text())}
-    assert list(figures) == ["http_probe", "fleet CPU", "fleet memory", "state_store", "state_store_decisions", "exposition"]
+    postgres = [f"pg_facts {what}, 10 tables{span}" for span in ("", ", 10 min") for what in ("client", "server")]
+    fleet = ["fleet CPU", "fleet memory"]
+    assert list(figures) == ["http_probe", "http_probe_tls", *fleet, *postgres, "state_store", "state_store_decisions", "exposition"]
     for name, figure in figures.items():
         assert set(figure) == KEYS
         assert figure["ours"] > 0

@@ -9,11 +9,13 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
+import checks
+from checks import pg_helpers
 from checks.pg_replication import mark, pg_replication, sync_needed
 from checks.pg_slots import judge as judge_slots
 from monitor.domain import Observed
 from monitor.errors import CannotLook
-from monitor.plugins import CheckContext, Service
+from monitor.plugins import AnyCheck, CheckContext, Service
 from services.cluster import Cluster
 from tests.support.looking import after, look, looking_at
 from tests.support.postgres import execute
@@ -65,6 +67,21 @@ async def test_a_pair_that_works_is_well_and_measured(leader: Cluster, follower:
     assert values(second, "monitor_pg_standby_receiving") == {(): 1}
     assert values(second, "monitor_pg_standby_replay_lag_seconds") == {(): 0}
     assert set(pg_replication.metrics) >= {sample.metric for sample in second.samples}
+
+
+SERVER_CHECKS = [
+    check for check in checks.BUILTINS if "dsn" in check.needs and "pg_monitor" in check.privileges and check.name != "pg_statements"
+]
+
+
+@pytest.mark.parametrize("check", SERVER_CHECKS, ids=lambda check: check.name)
+async def test_every_check_of_a_server_sees_a_standby_too(leader: Cluster, follower: Cluster, check: AnyCheck) -> None:
+    execute(leader, pg_helpers.INSTALL)
+    caught_up(leader, follower)
+    async with watched(follower) as ctx:
+        observed = await look(check, ctx)
+        again = await look(check, after(ctx, observed))
+    assert not {finding.kind.name for finding in again.findings} - {"SettingAdvised"}
 
 
 async def until(ctx: CheckContext, seen: Callable[[Observed], bool], **config: Any) -> Observed:
