@@ -42,6 +42,7 @@ async def shipped(platform: Platform, tmp_path_factory: pytest.TempPathFactory) 
 @asynccontextmanager
 async def broken(platform: Platform, name: str) -> AsyncIterator[None]:
     fault = find_fault(name)
+    await log_in(platform)
     try:
         await fault.provoke(platform)
         yield
