@@ -10,6 +10,8 @@ from datetime import datetime
 from alerts import escalation
 from alerts.escalation import join
 from alerts.fingerprint import fingerprint, incident_id
+from alerts.muting import Muting, muted_by
+from alerts.oncall import People
 from monitor.domain import (
     Alert,
     AlertPolicy,
@@ -23,6 +25,7 @@ from monitor.domain import (
     Incident,
     IncidentState,
     Outcome,
+    ResponsePolicy,
     Severity,
     TimelineEntry,
     Transition,
@@ -43,6 +46,9 @@ class Policy:
     guides: Mapping[str, Guide] = field(default_factory=dict)
     depends_on: frozenset[str] = frozenset()
     """Check instances whose alerts, of whatever kind, are the cause of this instance's."""
+    people: People = field(default_factory=People)
+    responses: Mapping[Severity, ResponsePolicy] = field(default_factory=dict)
+    muting: Muting = field(default_factory=Muting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +213,7 @@ def _fold(
         elif firing and before is None:
             decision = join(decision, _open(group, firing, policy, now))
         elif firing and before is not None:
-            decision = join(decision, _grow(before, news, policy, now))
+            decision = join(decision, _grow(before, news, firing, policy, now))
         elif before is not None:
             decision = join(decision, escalation.resolve(before, now, because))
     return decision
@@ -248,24 +254,37 @@ def _open(group: str, firing: list[Alert], policy: Policy, now: datetime) -> Dec
         opened_at=now,
         chain=policy.chains[worst.severity],
         chain_since=now,
+        response=policy.responses.get(worst.severity, ResponsePolicy()),
     )
     entries = tuple(TimelineEntry(incident.id, now, "opened", f"{alert.severity.name}: {alert.summary}") for alert in firing)
-    return join(Decision(timeline=entries), escalation.climb(incident, now, Transition.TRIGGERED))
+    reasons = muted_by(firing, group, policy.muting, now)
+    if reasons:
+        return join(Decision(timeline=entries), escalation.mute(incident, reasons, now))
+    return join(Decision(timeline=entries), escalation.climb(incident, now, Transition.TRIGGERED, policy.people))
 
 
-def _grow(incident: Incident, news: Iterable[Alert], policy: Policy, now: datetime) -> Decision:
+def _grow(incident: Incident, news: Iterable[Alert], firing: Iterable[Alert], policy: Policy, now: datetime) -> Decision:
     """Attach news to an open incident; when the severity rose, the worse severity's chain starts anew and asks again."""
     news = tuple(news)
+    settled = settle(incident, firing, policy, now)
+    incident = settled.incidents[-1] if settled.incidents else incident
     entries = tuple(
         TimelineEntry(incident.id, now, "alert", f"{'also' if alert.state is AlertState.FIRING else 'cleared'}: {alert.summary}")
         for alert in news
     )
     worse = [alert for alert in news if alert.state is AlertState.FIRING and alert.severity < incident.severity]
     if not worse:
-        return Decision(timeline=entries)
+        return join(settled, Decision(timeline=entries))
     worst = min(worse, key=lambda alert: (alert.severity, alert.fingerprint))
     raised = replace(incident, severity=worst.severity, summary=worst.summary, evidence=_evidence(worst))
-    return join(Decision(timeline=entries), escalation.raise_(raised, policy.chains[worst.severity], now))
+    response = policy.responses.get(worst.severity, ResponsePolicy())
+    return join(settled, Decision(timeline=entries), escalation.raise_(raised, policy.chains[worst.severity], now, policy.people, response))
+
+
+def settle(incident: Incident, firing: Iterable[Alert], policy: Policy, now: datetime) -> Decision:
+    """Mute an incident that silences, windows or inhibitions cover now, and unmute one that they no longer cover."""
+    reasons = muted_by(firing, incident.group, policy.muting, now)
+    return escalation.mute(incident, reasons, now) if reasons else escalation.unmute(incident, now, policy.people)
 
 
 def _evidence(alert: Alert) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from monitor.plugins import LocalPath, NotifyContext, PluginConfig, Secret, noti
 
 SUBJECT_CHARS = 200
 QUIT_S = 1.0
-REPEATABLE = frozenset({Transition.ESCALATED, Transition.RAISED})
+REPEATABLE = frozenset({Transition.ESCALATED, Transition.RAISED, Transition.REMINDED})
 """Transitions an incident may see several times on one channel: their Message-IDs carry the outbox row too."""
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 

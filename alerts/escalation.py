@@ -1,80 +1,168 @@
-"""Who hears of an incident next: the ladder of escalation, acknowledgement and the resolve. Pure functions."""
+"""Who hears of an incident next: the ladder of escalation, acknowledgement, muting, reminders and the resolve. Pure functions."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from monitor.domain import Decision, EscalationStep, Incident, IncidentState, Intent, TimelineEntry, Transition
+from alerts.oncall import People, Reached
+from monitor.domain import (
+    Decision,
+    EscalationStep,
+    Incident,
+    IncidentState,
+    Intent,
+    ResponsePolicy,
+    TimelineEntry,
+    Transition,
+)
+
+NOBODY = People()
 
 
-def join(first: Decision, second: Decision) -> Decision:
-    """Both decisions, in order."""
+def join(*decisions: Decision) -> Decision:
+    """All decisions, in order."""
     return Decision(
-        alerts=first.alerts + second.alerts,
-        incidents=first.incidents + second.incidents,
-        intents=first.intents + second.intents,
-        timeline=first.timeline + second.timeline,
+        alerts=tuple(alert for decision in decisions for alert in decision.alerts),
+        incidents=tuple(incident for decision in decisions for incident in decision.incidents),
+        intents=tuple(intent for decision in decisions for intent in decision.intents),
+        timeline=tuple(entry for decision in decisions for entry in decision.timeline),
     )
 
 
-def climb(incident: Incident, now: datetime, transition: Transition) -> Decision:
-    """Fire every step of the chain that is due, and set when the next one is.
+def climb(incident: Incident, now: datetime, transition: Transition, people: People = NOBODY) -> Decision:
+    """Fire every step of the chain that is due, and set when the next one is. A muted incident fires none.
 
-    ``transition`` is what the chain's first step tells; later steps always tell ESCALATED. A step without channels is said and skipped.
+    ``transition`` is what the chain's first step tells; later steps always tell ESCALATED. A step that reaches nobody is said, and the
+    one after it fires at once.
     """
+    if incident.muted:
+        return Decision(incidents=(replace(incident, next_escalation_at=None, remind_at=None),))
     intents: list[Intent] = []
     timeline: list[TimelineEntry] = []
     told = list(incident.told)
-    step = incident.step
-    while step < len(incident.chain) and _due_at(incident, step) <= now:
+    step, hurry = incident.step, False
+    while step < len(incident.chain) and (hurry or _due_at(incident, step, people) <= now):
         rung = incident.chain[step]
         means = transition if step == 0 else Transition.ESCALATED
-        reason = _reason(rung, means)
-        intents += [Intent(incident.id, means, channel, reason) for channel in rung.channels]
-        told += [channel for channel in rung.channels if channel not in told]
-        timeline.append(TimelineEntry(incident.id, now, means.value, f"{reason}; by {', '.join(rung.channels) or 'no channel'}"))
+        reached = people.reach(rung, now)
+        hurry = not reached.channels
+        if reached.absent:
+            names = ", ".join(reached.absent)
+            then = ": the next step is taken at once" if hurry else ""
+            timeline.append(TimelineEntry(incident.id, now, "note", f"nobody is on call for {names} ({rung.who}){then}"))
+        if not hurry:
+            reason = _reason(rung, means, reached)
+            intents += [Intent(incident.id, means, channel, reason) for channel in reached.channels]
+            told += [channel for channel in reached.channels if channel not in told]
+            timeline.append(TimelineEntry(incident.id, now, means.value, f"{reason}; by {', '.join(reached.channels)}"))
         step += 1
-    next_at = _due_at(incident, step) if step < len(incident.chain) else None
-    climbed = replace(incident, step=step, told=tuple(told), next_escalation_at=next_at)
+    next_at = _due_at(incident, step, people) if step < len(incident.chain) else None
+    remind_s = incident.response.remind_s
+    remind_at = now + timedelta(seconds=remind_s) if next_at is None and remind_s is not None and told else None
+    climbed = replace(incident, step=step, told=tuple(told), next_escalation_at=next_at, remind_at=remind_at)
     return Decision(incidents=(climbed,), intents=tuple(intents), timeline=tuple(timeline))
 
 
-def escalate(incident: Incident, now: datetime) -> Decision:
-    """What the passing of time changes: the next step of an incident that nobody acknowledged."""
-    due = incident.next_escalation_at
-    if incident.state is not IncidentState.OPEN or due is None or due > now:
+def escalate(incident: Incident, now: datetime, people: People = NOBODY) -> Decision:
+    """What the passing of time changes: the next step, a breach of the response time, a reminder, the end of an acknowledgement."""
+    if incident.state is IncidentState.ACKED:
+        return _expire_ack(incident, now, people)
+    if incident.state is not IncidentState.OPEN or incident.muted:
         return Decision()
-    return climb(incident, now, Transition.ESCALATED)
+    decided = Decision()
+    if incident.breaches_at is not None and incident.breaches_at <= now:
+        promised = _span(incident.response.within_s or 0)
+        incident = replace(incident, breached_at=now)
+        entry = TimelineEntry(incident.id, now, "breached", f"nobody acknowledged within the response time of {promised}")
+        decided = Decision(incidents=(incident,), timeline=(entry,))
+    if incident.next_escalation_at is not None and incident.next_escalation_at <= now:
+        decided = join(decided, climb(incident, now, Transition.ESCALATED, people))
+    elif incident.remind_at is not None and incident.remind_at <= now:
+        decided = join(decided, _remind(incident, now))
+    return decided
 
 
-def raise_(incident: Incident, chain: tuple[EscalationStep, ...], now: datetime) -> Decision:
+def raise_(
+    incident: Incident,
+    chain: tuple[EscalationStep, ...],
+    now: datetime,
+    people: People = NOBODY,
+    response: ResponsePolicy | None = None,
+) -> Decision:
     """Start the chain of a worse severity from its first step, and tell everybody told before. An acknowledgement ends."""
     before = incident.told
-    fresh = replace(incident, state=IncidentState.OPEN, acked_at=None, acked_by=None, chain=chain, chain_since=now, step=0)
-    climbed = climb(fresh, now, Transition.RAISED)
+    fresh = replace(
+        _asked_anew(incident, now),
+        chain=chain,
+        response=incident.response if response is None else response,
+        breached_at=None,
+    )
+    climbed = climb(fresh, now, Transition.RAISED, people)
     reached = {intent.channel for intent in climbed.intents}
     reason = f"the severity rose to {incident.severity.name}"
-    also = tuple(Intent(incident.id, Transition.RAISED, channel, reason) for channel in before if channel not in reached)
+    also = () if incident.muted else tuple(channel for channel in before if channel not in reached)
     entry = TimelineEntry(incident.id, now, "raised", f"{reason}: {incident.summary}")
-    return join(Decision(timeline=(entry,)), join(climbed, Decision(intents=also)))
+    intents = tuple(Intent(incident.id, Transition.RAISED, channel, reason) for channel in also)
+    return join(Decision(timeline=(entry,)), climbed, Decision(intents=intents))
 
 
 def acknowledge(incident: Incident, who: str, now: datetime) -> Decision:
     """Somebody took it: escalation stops and everybody told hears who. Nothing changes unless the incident is OPEN."""
     if incident.state is not IncidentState.OPEN:
         return Decision()
-    acked = replace(incident, state=IncidentState.ACKED, acked_at=now, acked_by=who, next_escalation_at=None)
+    expires_s = incident.response.ack_expires_s
+    acked = replace(
+        incident,
+        state=IncidentState.ACKED,
+        acked_at=now,
+        acked_by=who,
+        next_escalation_at=None,
+        remind_at=None,
+        ack_expires_at=None if expires_s is None else now + timedelta(seconds=expires_s),
+    )
+    held = "" if expires_s is None else f"; asked again in {_span(expires_s)} unless it is over"
     return Decision(
         incidents=(acked,),
         intents=tuple(Intent(incident.id, Transition.ACKED, channel, f"acknowledged by {who}") for channel in incident.told),
-        timeline=(TimelineEntry(incident.id, now, "acked", f"acknowledged by {who}", who),),
+        timeline=(TimelineEntry(incident.id, now, "acked", f"acknowledged by {who}{held}", who),),
     )
 
 
+def mute(incident: Incident, reasons: tuple[str, ...], now: datetime) -> Decision:
+    """Tell nobody more while these reasons hold: the ladder's clock stands still. Who was told still gets the resolve."""
+    if incident.state is IncidentState.RESOLVED or set(reasons) == set(incident.muted) or not reasons:
+        return Decision()
+    since = incident.muted_at if incident.muted else now
+    muted = replace(incident, muted=reasons, muted_at=since, next_escalation_at=None, remind_at=None)
+    return Decision(incidents=(muted,), timeline=(TimelineEntry(incident.id, now, "muted", f"nobody is told: {'; '.join(reasons)}"),))
+
+
+def unmute(incident: Incident, now: datetime, people: People = NOBODY) -> Decision:
+    """Nothing mutes it any more: the ladder goes on where it stood."""
+    if incident.state is IncidentState.RESOLVED or not incident.muted:
+        return Decision()
+    stood = now - (incident.muted_at or now)
+    free = replace(incident, muted=(), muted_at=None, chain_since=incident.chain_since + stood)
+    entry = TimelineEntry(incident.id, now, "unmuted", "nothing mutes it any more")
+    if incident.state is IncidentState.ACKED:
+        return Decision(incidents=(free,), timeline=(entry,))
+    first = Transition.REMINDED if incident.told else Transition.TRIGGERED
+    return join(Decision(timeline=(entry,)), climb(free, now, first, people))
+
+
 def resolve(incident: Incident, now: datetime, because: str) -> Decision:
-    """It is over: every channel that was told of the trigger is told of the resolve."""
+    """It is over: every channel that was told of the trigger is told of the resolve, whatever mutes it now."""
     if incident.state is IncidentState.RESOLVED:
         return Decision()
-    resolved = replace(incident, state=IncidentState.RESOLVED, resolved_at=now, next_escalation_at=None)
+    resolved = replace(
+        incident,
+        state=IncidentState.RESOLVED,
+        resolved_at=now,
+        next_escalation_at=None,
+        remind_at=None,
+        ack_expires_at=None,
+        muted=(),
+        muted_at=None,
+    )
     return Decision(
         incidents=(resolved,),
         intents=tuple(Intent(incident.id, Transition.RESOLVED, channel, because) for channel in incident.told),
@@ -82,19 +170,59 @@ def resolve(incident: Incident, now: datetime, because: str) -> Decision:
     )
 
 
-def _due_at(incident: Incident, step: int) -> datetime:
-    return incident.chain_since + timedelta(seconds=incident.chain[step].after_s)
+def _expire_ack(incident: Incident, now: datetime, people: People) -> Decision:
+    """Acknowledged and fell asleep: the incident asks again from the first step."""
+    if incident.ack_expires_at is None or incident.ack_expires_at > now:
+        return Decision()
+    reason = f"{incident.acked_by} acknowledged {_span(incident.response.ack_expires_s or 0)} ago, and it is not over"
+    entry = TimelineEntry(incident.id, now, "unacked", reason)
+    climbed = climb(_asked_anew(incident, now), now, Transition.REMINDED, people)
+    return join(Decision(timeline=(entry,)), climbed)
 
 
-def _reason(rung: EscalationStep, means: Transition) -> str:
+def _asked_anew(incident: Incident, now: datetime) -> Incident:
+    """Open, at the foot of its ladder; one more asking when somebody had taken it."""
+    was_taken = incident.state is IncidentState.ACKED
+    return replace(
+        incident,
+        state=IncidentState.OPEN,
+        acked_at=None,
+        acked_by=None,
+        ack_expires_at=None,
+        remind_at=None,
+        chain_since=now,
+        muted_at=now if incident.muted else None,
+        step=0,
+        asked=incident.asked + was_taken,
+    )
+
+
+def _remind(incident: Incident, now: datetime) -> Decision:
+    assert incident.response.remind_s is not None
+    reason = "still open, and nobody has acknowledged"
+    reminded = replace(incident, remind_at=now + timedelta(seconds=incident.response.remind_s))
+    intents = tuple(Intent(incident.id, Transition.REMINDED, channel, reason) for channel in incident.told)
+    entry = TimelineEntry(incident.id, now, "reminded", f"{reason}; by {', '.join(incident.told)}")
+    return Decision(incidents=(reminded,), intents=intents, timeline=(entry,))
+
+
+def _due_at(incident: Incident, step: int, people: People) -> datetime:
+    rung = incident.chain[step]
+    return people.earliest(rung, incident.chain_since + timedelta(seconds=rung.after_s))
+
+
+def _reason(rung: EscalationStep, means: Transition, reached: Reached) -> str:
+    who = f"{rung.who} ({', '.join(reached.people)})" if reached.people else rung.who
     if means is Transition.ESCALATED:
-        return f"nobody acknowledged within {_minutes(rung.after_s)}: {rung.who} is told"
+        return f"nobody acknowledged within {_span(rung.after_s)}: {who} is told"
     if means is Transition.RAISED:
-        return f"the severity rose: {rung.who} is told again"
-    return f"{rung.who} is told at once" if rung.after_s == 0 else f"{rung.who} is told"
+        return f"the severity rose: {who} is told again"
+    if means is Transition.REMINDED:
+        return f"still open: {who} is told again"
+    return f"{who} is told at once" if rung.after_s == 0 else f"{who} is told"
 
 
-def _minutes(seconds: float) -> str:
+def _span(seconds: float) -> str:
     if seconds >= 3600 and seconds % 3600 == 0:
         return f"{seconds / 3600:.0f} h"
     return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"

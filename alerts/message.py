@@ -22,6 +22,7 @@ STATUS_WORDS = {
     Transition.TRIGGERED: "Open",
     Transition.ESCALATED: "Escalated",
     Transition.RAISED: "Getting worse",
+    Transition.REMINDED: "Still open",
     Transition.ACKED: "Acknowledged",
     Transition.RESOLVED: "Resolved",
 }
@@ -37,7 +38,7 @@ class Message:
     severity: Severity
     transition: Transition
     status: str
-    """Open, Escalated, Getting worse, Acknowledged or Resolved."""
+    """Open, Escalated, Getting worse, Still open, Acknowledged or Resolved."""
     title: str
     """``[P1] auth: Service not responding (INC-001)``: the same for every transition of one severity."""
     what: str

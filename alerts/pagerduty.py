@@ -27,6 +27,7 @@ ACTIONS = {
     Transition.TRIGGERED: "trigger",
     Transition.ESCALATED: "trigger",
     Transition.RAISED: "trigger",
+    Transition.REMINDED: "trigger",
     Transition.ACKED: "acknowledge",
     Transition.RESOLVED: "resolve",
 }
@@ -54,14 +55,16 @@ class PagerDutyConfig(PluginConfig):
 
 @notifier("pagerduty", config=PagerDutyConfig)
 async def pagerduty(ctx: NotifyContext, cfg: PagerDutyConfig, notification: Notification) -> Receipt:
-    """Opens, acknowledges and resolves one PagerDuty alert per incident (Events API v2)."""
+    """Opens, acknowledges and resolves one PagerDuty alert per incident and asking (Events API v2)."""
     now = ctx.clock.now()
     event = build_event(notification, now)
-    action, key = ACTIONS[notification.transition], notification.dedup_key[:DEDUP_KEY_CHARS]
+    action, (*older, key) = ACTIONS[notification.transition], keys_of(notification)
 
     def send() -> str:
         with _client(cfg, ctx.deadline_s) as client:
             answered: str = client.send_event(action, dedup_key=key, **event)
+            for past in older if action != "acknowledge" else ():
+                client.send_event("resolve", dedup_key=past)
             return answered
 
     try:
@@ -71,6 +74,17 @@ async def pagerduty(ctx: NotifyContext, cfg: PagerDutyConfig, notification: Noti
     except httpx2.InvalidURL as exc:
         raise DeliveryError(f"PagerDuty: base_url is not a usable address: {exc}", retryable=False) from exc
     return Receipt(reference=reference)
+
+
+def keys_of(notification: Notification) -> tuple[str, ...]:
+    """The deduplication keys of every asking, the present one last.
+
+    PagerDuty stays quiet about an alert that is acknowledged. When our acknowledgement has ended, a new alert pages again and the
+    older ones are resolved.
+    """
+    incident = notification.incident
+    whole = notification.dedup_key
+    return tuple((whole if number == 1 else f"{whole}.{number}")[:DEDUP_KEY_CHARS] for number in range(1, incident.asked + 1))
 
 
 def build_event(notification: Notification, now: datetime) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime, time
+from datetime import UTC, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from monitor.domain import CheckResult, Finding, Severity
@@ -20,6 +20,15 @@ class BusinessHours:
     def contain(self, now: datetime) -> bool:
         local = now.astimezone(self.timezone)
         return local.weekday() in self.weekdays and self.start <= local.time() < self.end
+
+    def next_opening(self, after: datetime) -> datetime:
+        """The first begin of a business day that is later than this moment, in UTC."""
+        day = after.astimezone(self.timezone).date()
+        while True:
+            opening = datetime.combine(day, self.start, self.timezone).astimezone(UTC)
+            if opening > after and day.weekday() in self.weekdays:
+                return opening
+            day += timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from monitor.errors import DeliveryError
 from monitor.plugins import LocalPath, NotifyContext, PluginConfig, Secret, notifier
 
 ANSWER_BYTES = 1_048_576
-LOUD = frozenset({Transition.ESCALATED, Transition.RAISED})
+LOUD = frozenset({Transition.ESCALATED, Transition.RAISED, Transition.REMINDED})
 """Transitions whose thread line is shown in the channel too: an edited card notifies nobody."""
 
 GONE = frozenset({"message_not_found", "cant_update_message", "edit_window_closed", "thread_not_found"})

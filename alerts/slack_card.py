@@ -22,6 +22,7 @@ STATUS_SIGNS = {
     Transition.TRIGGERED: "🔔",
     Transition.ESCALATED: "⏫",
     Transition.RAISED: "📈",
+    Transition.REMINDED: "⏰",
     Transition.ACKED: "👀",
     Transition.RESOLVED: "✅",
 }

@@ -5,7 +5,7 @@ Owns no behaviour beyond building values; imports the standard library only.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
 from typing import Literal
 
@@ -57,6 +57,8 @@ class Transition(StrEnum):
     ESCALATED = "escalated"
     RAISED = "raised"
     """The severity rose while the incident was open."""
+    REMINDED = "reminded"
+    """It is still open: an acknowledgement ran out, or everybody was told and nobody took it."""
     ACKED = "acked"
     RESOLVED = "resolved"
 
@@ -210,11 +212,52 @@ class Alert:
 
 @dataclass(frozen=True, slots=True)
 class EscalationStep:
-    """One rung of the ladder: ``after_s`` seconds unacknowledged, tell ``channels``; ``who`` names the role."""
+    """One rung of the ladder: ``after_s`` seconds unacknowledged, tell ``channels`` and ``contacts``; ``who`` names the role."""
 
     after_s: float
     who: str
-    channels: tuple[str, ...]
+    channels: tuple[str, ...] = ()
+    contacts: tuple[str, ...] = ()
+    """Contacts, and rotations that are asked who is on call when the step fires."""
+    business_hours: bool = False
+    """Whether the step waits for business hours."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResponsePolicy:
+    """What is expected of people once they are told, and what happens when it does not come. None means: never."""
+
+    within_s: float | None = None
+    """The promised response time: an incident that nobody has acknowledged by then is recorded as a breach."""
+    ack_expires_s: float | None = None
+    """How long an acknowledgement holds; after that the incident asks again from the first step."""
+    remind_s: float | None = None
+    """How often everybody told hears again, once the last step has fired and nobody has acknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matcher:
+    """One condition on a label, in Alertmanager's terms. A label that is not there has the value ""."""
+
+    name: str
+    value: str
+    is_regex: bool = False
+    """A whole-value RE2 expression rather than a literal."""
+    is_equal: bool = True
+    """False turns the condition around."""
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """Alerts that match every matcher tell nobody between two moments. Their incidents go on, and their resolves are still sent."""
+
+    id: str
+    matchers: tuple[Matcher, ...]
+    starts_at: datetime
+    ends_at: datetime
+    created_by: str
+    comment: str
+    updated_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +298,30 @@ class Incident:
     acked_at: datetime | None = None
     acked_by: str | None = None
     resolved_at: datetime | None = None
+    response: ResponsePolicy = ResponsePolicy()
+    """What was promised for its severity when it opened, or last got worse."""
+    asked: int = 1
+    """How many times people were asked to take it: an acknowledgement that ended makes it one more."""
+    muted: tuple[str, ...] = ()
+    """Why nobody is told now: the silences, windows and inhibitions that cover all of it. Empty when people are told."""
+    muted_at: datetime | None = None
+    """Since when; the delays of ``chain`` stand still while it is muted."""
+    breached_at: datetime | None = None
+    """When the promised response time passed without an acknowledgement."""
+    ack_expires_at: datetime | None = None
+    remind_at: datetime | None = None
+
+    @property
+    def wake_at(self) -> datetime | None:
+        """The next moment at which time alone changes something."""
+        breach = self.breaches_at
+        return min((at for at in (self.next_escalation_at, breach, self.ack_expires_at, self.remind_at) if at is not None), default=None)
+
+    @property
+    def breaches_at(self) -> datetime | None:
+        """When the response time will have passed, while nobody has acknowledged and people are told."""
+        waits = self.state is IncidentState.OPEN and not self.muted and self.breached_at is None
+        return self.chain_since + timedelta(seconds=self.response.within_s) if waits and self.response.within_s is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +331,7 @@ class TimelineEntry:
     incident_id: str
     at: datetime
     kind: str
-    """opened, alert, raised, escalated, acked, resolved, delivered, delivery-failed, note."""
+    """opened, alert, raised, escalated, reminded, acked, unacked, breached, muted, unmuted, resolved, delivered, delivery-failed, note."""
     text: str
     actor: str = "monitor"
 

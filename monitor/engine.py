@@ -7,12 +7,14 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 
 from alerts import escalation
-from alerts.decide import Policy, decide, groups_of, retire
+from alerts.decide import Policy, decide, groups_of, retire, settle
+from alerts.muting import Muting
 from monitor.clock import Clock
 from monitor.config.settings import CheckInstance, Settings
 from monitor.domain import AlertPolicy, AlertState, CheckResult, Decision, Guide, Incident, Outcome
@@ -26,6 +28,7 @@ TICK_S = 1.0
 PRUNE_EVERY_S = 3600.0
 RECENT_OUTCOMES = 30
 """As many as the status page draws."""
+MAX_SETTLED = 100_000
 MAX_UNSAVED = 100_000
 """Results kept for the history while the store cannot be written; the oldest are dropped first."""
 
@@ -69,6 +72,8 @@ class Engine:
         self._unquiet: set[str] = set()
         self._unsaved: deque[CheckResult] = deque(maxlen=MAX_UNSAVED)
         self._next_prune = clock.monotonic()
+        self._mutes: object = None
+        """What muted when the incidents were last looked at."""
 
     async def start(self) -> None:
         """Learn from the store which instances are not quiet, and what checks kept. Raises ``StoreError``."""
@@ -105,6 +110,7 @@ class Engine:
         while True:
             try:
                 await self._retire_gone()
+                await self._settle_mutes()
                 await self._escalate_due()
                 await self.flush()
                 await self._prune_hourly()
@@ -132,13 +138,13 @@ class Engine:
 
     async def _commit(self, instance: CheckInstance, result: CheckResult) -> bool:
         now = self._clock.now()
-        policy = replace(self._policy(instance.policy), depends_on=instance.depends_on)
         causes = Causes(services=instance.upstream, instances=instance.depends_on)
 
         def judge() -> Decision:
             if instance.key not in self._keys:  # removed while this waited for the store's thread
                 return Decision()
             groups = groups_of(result)
+            policy = replace(self._policy(instance.policy), depends_on=instance.depends_on, muting=self._muting(now))
             return self._store.incidents.decide(instance.key, groups, lambda known: decide(known, result, policy, now), now, causes)
 
         self._unquiet.add(instance.key)  # before: whatever fails from here on, the next good run is looked at
@@ -159,9 +165,46 @@ class Engine:
     async def _escalate_due(self) -> None:
         now = self._clock.now()
         incidents = self._store.incidents
-        for incident_id in await self._thread(incidents.escalations_due, now):
-            _, decided = await self._thread(incidents.change, incident_id, lambda incident: escalation.escalate(incident, now), now)
+        people = self.settings.people
+        for incident_id in await self._thread(incidents.due, now):
+            _, decided = await self._thread(incidents.change, incident_id, lambda known: escalation.escalate(known, now, people), now)
             self._announce(decided)
+
+    async def _settle_mutes(self) -> None:
+        """Mute and unmute incidents when a silence or a window begins, changes or ends, or what fires changed under inhibition."""
+        now = self._clock.now()
+
+        def look() -> list[Decision]:
+            muting = self._muting(now)
+            mutes = (
+                tuple(silence for silence in muting.silences if silence.starts_at <= now),
+                tuple(window for window in muting.windows if window.active_until(now) is not None),
+                muting.inhibitions,
+                tuple(alert.fingerprint for alert in muting.firing),
+            )
+            if mutes == self._mutes:
+                return []
+            policy = replace(self._policy(AlertPolicy()), muting=muting)
+            store = self._store.incidents
+            decided = []
+            for incident in store.list(unresolved=True, limit=MAX_SETTLED):
+                decide_mute = partial(settle, firing=store.firing_in(incident.group), policy=policy, now=now)
+                decided.append(store.change(incident.id, decide_mute, now)[1])
+            self._mutes = mutes
+            return decided
+
+        for decided in await self._thread(look):
+            self._announce(decided)
+
+    def _muting(self, now: datetime) -> Muting:
+        """On the store's thread."""
+        inhibitions = self.settings.inhibitions
+        return Muting(
+            silences=self._store.silences.list(since=now),
+            windows=self.settings.windows,
+            inhibitions=inhibitions,
+            firing=self._store.incidents.firing() if inhibitions else (),
+        )
 
     async def _prune_hourly(self) -> None:
         if self._clock.monotonic() < self._next_prune:
@@ -169,23 +212,25 @@ class Engine:
         before = self._clock.now() - timedelta(days=self.settings.history_days)
         await self._thread(self._store.incidents.prune, before)
         await self._thread(self._store.history.prune, before)
+        await self._thread(self._store.silences.prune, self._clock.now())
         self._memory.retain(dict.fromkeys(self._keys))
         await self._thread(self._store.kept.retain, self._keys)
         self._next_prune = self._clock.monotonic() + PRUNE_EVERY_S
 
     async def _retire_gone(self) -> None:
         now = self._clock.now()
-        policy = self._policy(AlertPolicy())
         for gone in sorted(self._unquiet - self._keys):
 
             def judge(gone: str = gone) -> Decision:
+                policy = replace(self._policy(AlertPolicy()), muting=self._muting(now))
                 return self._store.incidents.decide(gone, (), lambda known: retire(known, gone, policy, now), now)
 
             self._announce(await self._thread(judge))
             self._unquiet.discard(gone)
 
     def _policy(self, alert: AlertPolicy) -> Policy:
-        return Policy(alert=alert, chains=self.settings.escalation, guides=self._guides)
+        settings = self.settings
+        return Policy(alert=alert, chains=settings.escalation, guides=self._guides, people=settings.people, responses=settings.responses)
 
     def _announce(self, decided: Decision) -> None:
         for entry in decided.timeline:

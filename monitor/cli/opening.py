@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 from sqlalchemy import make_url
 
 from monitor import config
@@ -58,6 +59,14 @@ def print_json(value: Any) -> None:
     """Machine output: one JSON document on standard output."""
     json.dump(value, sys.stdout, indent=2, default=_jsonable)
     sys.stdout.write("\n")
+
+
+def plain_table(*columns: str) -> Table:
+    """A table without lines, the columns' names dimmed."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column)
+    return table
 
 
 def whoami() -> str:

@@ -3,27 +3,40 @@
 A broken part is noted and left out, and the rest is still looked at, so that one run shows all problems.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from alerts.email import EmailConfig
 from alerts.severity import BusinessHours
-from monitor.config.document import Document, names_in, nearest, no_such
+from monitor.config.document import Document, nearest, no_such
 from monitor.config.instances import build_instances
 from monitor.config.lines import KeyPath
-from monitor.config.model import BusinessHoursTable, ChannelTable, DailyTable, MonitorTable, ServiceTable, StepTable
+from monitor.config.model import BusinessHoursTable, ChannelTable, DailyTable, MonitorTable, ServiceTable
+from monitor.config.people import build_escalation, build_people, build_responses, check_channel
+from monitor.config.planned import build_inhibitions, build_windows
 from monitor.config.settings import Channel, DailyReport, Settings
 from monitor.config.validate import names_of, validate
 from monitor.config.values import Address
-from monitor.domain import EscalationStep, Severity
 from monitor.plugins import AnyCheck, AnyNotifier, Service
 
-TABLES = ("monitor", "services", "business_hours", "checks", "channels", "escalation", "reports")
+TABLES = (
+    "monitor",
+    "services",
+    "business_hours",
+    "checks",
+    "channels",
+    "contacts",
+    "rotations",
+    "escalation",
+    "response",
+    "maintenance",
+    "inhibit",
+    "reports",
+)
 _WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _LOCAL = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"}  # noqa: S104 - compared with, not bound to
-_STEP_HINT = '{name} = [{{after = "0s", who = "on-call", channels = ["NAME"]}}]'
 
 
 def build_settings(document: Document, checks: Mapping[str, AnyCheck], notifiers: Mapping[str, AnyNotifier]) -> Settings:
@@ -32,8 +45,12 @@ def build_settings(document: Document, checks: Mapping[str, AnyCheck], notifiers
     monitor = validate(document, MonitorTable, document.table(("monitor",)), ("monitor",))
     services = _services(document)
     channels = _channels(document, notifiers)
-    instances = build_instances(document, services, checks, _business_hours(document, monitor.timezone if monitor else ZoneInfo("UTC")))
-    escalation = _escalation(document)
+    timezone = monitor.timezone if monitor else ZoneInfo("UTC")
+    hours = _business_hours(document, timezone)
+    instances = build_instances(document, services, checks, hours)
+    escalation, responses = build_escalation(document), build_responses(document)
+    people = build_people(document, timezone, hours)
+    windows, inhibitions = build_windows(document, timezone), build_inhibitions(document)
     daily = _daily_report(document, channels)
     if monitor:
         _refuse_own_address(document, monitor.listen, services)
@@ -51,6 +68,10 @@ def build_settings(document: Document, checks: Mapping[str, AnyCheck], notifiers
         instances=instances,
         channels=MappingProxyType(channels),
         escalation=MappingProxyType(escalation),
+        responses=MappingProxyType(responses),
+        people=people,
+        windows=windows,
+        inhibitions=inhibitions,
         daily_report=daily,
         history_days=monitor.history,
     )
@@ -102,44 +123,6 @@ def _channels(document: Document, notifiers: Mapping[str, AnyNotifier]) -> dict[
     return channels
 
 
-def _escalation(document: Document) -> dict[Severity, tuple[EscalationStep, ...]]:
-    at: KeyPath = ("escalation",)
-    raw = document.table(at, required=True)
-    document.check_keys(at, Severity.__members__)
-    chains: dict[Severity, tuple[EscalationStep, ...]] = {}
-    for severity in Severity if isinstance(document.data.get("escalation"), dict) else ():
-        place = (*at, severity.name)
-        hint = _STEP_HINT.format(name=severity.name)
-        match raw.get(severity.name):
-            case None:
-                document.add(place, "is required and missing: every severity must reach somebody", hint)
-            case []:
-                document.add(place, "must have at least one step: every severity must reach somebody", hint)
-            case list() as steps:
-                chains[severity] = tuple(_steps(document, place, steps))
-            case _:
-                document.add(place, "must be a list of steps", hint)
-    return chains
-
-
-def _steps(document: Document, at: KeyPath, steps: list[object]) -> Iterator[EscalationStep]:
-    before_s = -1.0
-    for index, raw in enumerate(steps):
-        place = (*at, index)
-        if not isinstance(raw, dict):
-            document.add(place, "must be a step", '{after = "0s", who = "on-call", channels = ["NAME"]}')
-            continue
-        step = validate(document, StepTable, raw, place)
-        if not step:
-            continue
-        for position, channel in enumerate(step.channels):
-            _check_channel(document, (*place, "channels", position), channel)
-        if step.after <= before_s:
-            document.add((*place, "after"), "must be later than the step before", "write the steps in ascending order")
-        before_s = max(before_s, step.after)
-        yield EscalationStep(after_s=step.after, who=step.who, channels=tuple(dict.fromkeys(step.channels)))
-
-
 def _daily_report(document: Document, channels: Mapping[str, Channel]) -> DailyReport | None:
     document.check_keys(("reports",), ("daily",))
     if "daily" not in document.table(("reports",)):
@@ -150,20 +133,14 @@ def _daily_report(document: Document, channels: Mapping[str, Channel]) -> DailyR
     place = (*at, "channel")
     if not table:
         if isinstance(raw.get("channel"), str):  # said at the same time as what else is wrong with the table
-            _check_channel(document, place, raw["channel"])
+            check_channel(document, place, raw["channel"])
         return None
-    _check_channel(document, place, table.channel)
+    check_channel(document, place, table.channel)
     channel = channels.get(table.channel)
     if channel and not isinstance(channel.config, EmailConfig):
         mails = (name for name, known in channels.items() if isinstance(known.config, EmailConfig))
         document.add(place, f'the channel "{channel.name}" cannot carry a report: only e-mail can', f"e-mail channels: {', '.join(mails)}")
     return DailyReport(at=table.at, channel=table.channel)
-
-
-def _check_channel(document: Document, at: KeyPath, name: str) -> None:
-    known = names_in(document.data.get("channels"))
-    if name not in known:
-        document.add(at, no_such("channel", name), nearest(name, known))
 
 
 def _refuse_own_address(document: Document, listen: Address, services: Mapping[str, Service]) -> None:

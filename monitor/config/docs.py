@@ -5,7 +5,7 @@ Owns wording and layout only; keys, kinds, defaults and meanings come from the m
 
 import sys
 from collections.abc import Iterable, Iterator
-from datetime import date
+from datetime import date, datetime
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from zoneinfo import ZoneInfo
@@ -21,8 +21,13 @@ from monitor.config.model import (
     BusinessHoursTable,
     ChannelTable,
     CheckTable,
+    ContactTable,
     DailyTable,
+    InhibitTable,
+    MaintenanceTable,
     MonitorTable,
+    ResponseTable,
+    RotationTable,
     ServiceTable,
     SeverityTable,
     StepTable,
@@ -62,7 +67,18 @@ open pages again; one that falls never does so silently: the incident keeps its 
 _ESCALATION = """\
 Who is told of an incident that nobody acknowledges. `P1`, `P2`, `P3` and `P4` are all required, each a list of at least one step in
 ascending order of `after`: `P1 = [{after = "0s", who = "on-call", channels = ["oncall"]}, …]`. An incident keeps the steps that it
-began with."""
+began with; who is on call is asked when a step fires."""
+_PEOPLE = "One person each, with everything that reaches them. Only for escalation steps that name `contacts`."
+_ROTATIONS = """\
+Contacts that take turns, handed over by the wall clock of a time zone, in summer as in winter. `monitor oncall` shows who is, and
+who will be."""
+_RESPONSE = "`P1` to `P4`: what is promised once people are told, and what follows when it does not come. Every table and key is optional."
+_MAINTENANCE = """\
+Planned work. Alerts that match tell nobody while a window is open; their incidents open, are shown and end as always, and ask people
+when the window closes before the incident does. Either `starts` and `ends`, or `schedule` and `lasts`."""
+_INHIBIT = """\
+While something fires, something else tells nobody, as in Alertmanager. What services and checks depend on needs no rule here: see
+`depends_on`."""
 _KINDS: dict[object, str] = {
     marker.func: kind
     for annotated, kind in (
@@ -85,6 +101,7 @@ _PLAIN: dict[object, str] = {
     bool: "true or false",
     SecretStr: "text, kept secret",
     date: "date",
+    datetime: "moment",
     ZoneInfo: "timezone",
 }
 
@@ -109,7 +126,12 @@ def _lines(all_checks: Iterable[AnyCheck], notifiers: Iterable[AnyNotifier]) -> 
     for notifier in notifiers:
         text = f"{_first_paragraph(notifier.help)} {_first_paragraph(notifier.config.__doc__ or '')}"
         yield from _section(f"### Notifier `{notifier.name}`", text.strip(), notifier.config)
+    yield from _section("## `[contacts.NAME]`", _PEOPLE, ContactTable)
+    yield from _section("## `[rotations.NAME]`", _ROTATIONS, RotationTable)
     yield from _section("## `[escalation]`", _ESCALATION, StepTable)
+    yield from _section("## `[response.P1]`", _RESPONSE, ResponseTable)
+    yield from _section("## `[maintenance.NAME]`", _MAINTENANCE, MaintenanceTable)
+    yield from _section("## `[[inhibit]]`", _INHIBIT, InhibitTable)
     yield from _section("## `[reports.daily]`", "The daily checklist. Without the table, none is sent.", DailyTable)
 
 

@@ -3,6 +3,7 @@
 Only the edge: nothing behind :mod:`monitor.config` sees these. The documentation is generated from them.
 """
 
+from datetime import date, datetime
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
@@ -106,7 +107,63 @@ class ChannelTable(Table):
 class StepTable(Table):
     after: Duration = Field(description="How long nobody has acknowledged; later in each step than in the one before.")
     who: Text = Field(description="The role that is told, for people to read.")
-    channels: Annotated[list[str], Field(min_length=1)] = Field(description="The channels that reach them.")
+    channels: list[str] = Field(default=[], description="The channels that reach them.")
+    contacts: list[str] = Field(
+        default=[],
+        description="Contacts, and rotations, which are asked who is on call when the step fires. A step needs `channels` or `contacts`; "
+        "one that reaches nobody is said, and the next step is taken at once.",
+    )
+    hours: Literal["any", "business"] = Field(
+        default="any", description="`business`: a step that falls due outside of `[business_hours]` waits for the next business day."
+    )
+
+
+class ResponseTable(Table):
+    within: Duration | None = Field(
+        default=None, gt=0, description="The promised response time; an incident that nobody has taken by then is recorded as a breach."
+    )
+    ack_expires: Duration | None = Field(
+        default=None, gt=0, description="How long an acknowledgement holds. After that the incident asks again, from the first step."
+    )
+    remind: Duration | None = Field(
+        default=None, gt=0, description="How often everybody told hears again once the last step has fired and nobody has acknowledged."
+    )
+
+
+class ContactTable(Table):
+    channels: Annotated[list[str], Field(min_length=1)] = Field(description="Every channel that reaches this person; all are used at once.")
+
+
+class OverrideTable(Table):
+    contact: Text | None = Field(default=None, description="Who takes over; without it, nobody is on call.")
+    starts: datetime = Field(description="From then on; without an offset, in the rotation's time zone.")
+    ends: datetime = Field(description="Until then.")
+
+
+class RotationTable(Table):
+    members: Annotated[list[str], Field(min_length=1)] = Field(description="Contacts, in the order of their turns.")
+    starts: date = Field(description="The first day of the first member's first turn.")
+    days: Annotated[StrictInt, Field(ge=1, le=366)] = Field(default=7, description="Length of a turn, in days.")
+    handover: TimeOfDay = Field(default="09:00", description="Local time of day at which the duty changes.")  # type: ignore[assignment]  # as written
+    timezone: Timezone | None = Field(default=None, description="IANA name; without it, the one of `[monitor]`.")
+    overrides: tuple[OverrideTable, ...] = Field(default=(), description="Exceptions; the last one written wins.")
+
+
+class MaintenanceTable(Table):
+    matchers: Annotated[list[str], Field(min_length=1)] = Field(
+        description="What it covers, as in amtool: `'service=\"postgres\"'`, with `=`, `!=`, `=~` or `!~`; all of them must hold."
+    )
+    starts: datetime | None = Field(default=None, description="Not before; without an offset, in its time zone.")
+    ends: datetime | None = Field(default=None, description="Not from then on.")
+    schedule: str | None = Field(default=None, max_length=200, description='When it opens again and again, as in a crontab: `"0 2 * * 0"`.')
+    lasts: Duration | None = Field(default=None, gt=0, le=7 * 86400, description="How long each opening of the schedule lasts.")
+    timezone: Timezone | None = Field(default=None, description="Of the schedule; without it, the one of `[monitor]`.")
+
+
+class InhibitTable(Table):
+    source: Annotated[list[str], Field(min_length=1)] = Field(description="Matchers of the alerts that inhibit, while they fire.")
+    target: Annotated[list[str], Field(min_length=1)] = Field(description="Matchers of the alerts that tell nobody meanwhile.")
+    equal: list[str] = Field(default=[], description="Labels that must have the same value on both.")
 
 
 class DailyTable(Table):

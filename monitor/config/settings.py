@@ -11,8 +11,10 @@ from zoneinfo import ZoneInfo
 
 from pydantic import SecretStr
 
+from alerts.muting import Inhibition, Window
+from alerts.oncall import People
 from alerts.severity import SeverityRule
-from monitor.domain import AlertPolicy, EscalationStep, Severity
+from monitor.domain import AlertPolicy, EscalationStep, ResponsePolicy, Severity
 from monitor.plugins import AnyCheck, AnyNotifier, PluginConfig, Service
 
 
@@ -78,3 +80,10 @@ class Settings:
     """A chain for every severity, its steps in ascending order of time."""
     daily_report: DailyReport | None
     history_days: int
+    responses: Mapping[Severity, ResponsePolicy] = field(default_factory=dict)
+    """What is promised for a severity, and what follows when it does not come."""
+    people: People = field(default_factory=People)
+    """Who is behind the steps' contacts and rotations."""
+    windows: tuple[Window, ...] = ()
+    """Planned maintenance."""
+    inhibitions: tuple[Inhibition, ...] = ()

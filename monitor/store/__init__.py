@@ -7,6 +7,7 @@ from monitor.store.history import AuditJournal, History, ReportLog, RunCount, ho
 from monitor.store.incidents import Causes, IncidentStore
 from monitor.store.kept import KeptStore
 from monitor.store.outbox import ChannelQueue, Outbox
+from monitor.store.silences import SilenceStore
 from monitor.store.thread import StoreThread
 
 
@@ -30,6 +31,7 @@ class Store:
         self.reports = ReportLog(self._database)
         self.kept = KeptStore(self._database)
         self.heartbeats = HeartbeatStore(self._database)
+        self.silences = SilenceStore(self._database)
         self.journal = AuditJournal(self._database)
 
     def probe(self) -> None:
@@ -51,6 +53,7 @@ __all__ = [
     "Outbox",
     "ReportLog",
     "RunCount",
+    "SilenceStore",
     "Store",
     "StoreThread",
     "hour_of",

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, and_, delete, func, insert, or_, select, upda
 from sqlalchemy.dialects import postgresql, sqlite
 
 from alerts.decide import Known
-from monitor.domain import AlertState, Decision, Incident, IncidentState, Severity, TimelineEntry
+from monitor.domain import Alert, AlertState, Decision, Incident, IncidentState, Severity, TimelineEntry
 from monitor.errors import UsageError
 from monitor.store.database import Database
 from monitor.store.rows import alert_of, alert_row, incident_of, incident_row, timeline_of
@@ -64,11 +64,23 @@ class IncidentStore:
                 self._save(connection, decided, now)
             return (decided.incidents[-1] if decided.incidents else before), decided
 
-    def escalations_due(self, now: datetime) -> tuple[str, ...]:
-        """Ids of incidents whose next step is due."""
-        query = select(incidents.c.id).where(incidents.c.state == IncidentState.OPEN.value, incidents.c.next_escalation_at <= now)
+    def due(self, now: datetime) -> tuple[str, ...]:
+        """Ids of unresolved incidents that time alone changes by now: a step, a reminder, an acknowledgement that ends."""
+        query = select(incidents.c.id).where(_LIVE_INCIDENT, incidents.c.wake_at <= now)
         with self._database.read() as connection:
             return tuple(connection.execute(query.order_by(incidents.c.severity)).scalars())
+
+    def firing(self) -> tuple[Alert, ...]:
+        """Every alert that fires now."""
+        query = select(alerts).where(alerts.c.state == AlertState.FIRING.value).order_by(alerts.c.fingerprint)
+        with self._database.read() as connection:
+            return tuple(alert_of(row) for row in connection.execute(query).mappings())
+
+    def firing_in(self, group: str) -> tuple[Alert, ...]:
+        """The alerts of one group that fire now."""
+        query = select(alerts).where(alerts.c.state == AlertState.FIRING.value, alerts.c.group_key == group)
+        with self._database.read() as connection:
+            return tuple(alert_of(row) for row in connection.execute(query).mappings())
 
     def live_instances(self) -> frozenset[str]:
         """Check instances with an alert that is pending or firing."""

@@ -13,7 +13,7 @@ from monitor.store.rows import incident_of, receipt_of, receipt_row
 from monitor.store.schema import incidents, outbox, timeline
 
 NEVER_TRIGGERED = "nothing to follow up: the trigger never arrived on this channel"
-_OPENERS = (Transition.TRIGGERED.value, Transition.ESCALATED.value, Transition.RAISED.value)
+_OPENERS = tuple(kind.value for kind in (Transition.TRIGGERED, Transition.ESCALATED, Transition.RAISED, Transition.REMINDED))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Rows to domain values and back. No SQL here."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import RowMapping as Row
@@ -12,8 +13,11 @@ from monitor.domain import (
     Incident,
     IncidentState,
     Labels,
+    Matcher,
     Receipt,
+    ResponsePolicy,
     Severity,
+    Silence,
     TimelineEntry,
 )
 
@@ -75,7 +79,7 @@ def incident_row(incident: Incident) -> dict[str, object]:
         "evidence": list(incident.evidence),
         "first_step": incident.first_step,
         "opened_at": incident.opened_at,
-        "chain": [{"after_s": step.after_s, "who": step.who, "channels": list(step.channels)} for step in incident.chain],
+        "chain": [_step_row(step) for step in incident.chain],
         "chain_since": incident.chain_since,
         "told": list(incident.told),
         "step": incident.step,
@@ -83,6 +87,14 @@ def incident_row(incident: Incident) -> dict[str, object]:
         "acked_at": incident.acked_at,
         "acked_by": incident.acked_by,
         "resolved_at": incident.resolved_at,
+        "response": asdict(incident.response),
+        "asked": incident.asked,
+        "muted": list(incident.muted),
+        "muted_at": incident.muted_at,
+        "breached_at": incident.breached_at,
+        "ack_expires_at": incident.ack_expires_at,
+        "remind_at": incident.remind_at,
+        "wake_at": incident.wake_at,
     }
 
 
@@ -99,7 +111,7 @@ def incident_of(row: Row) -> Incident:
         evidence=tuple(row["evidence"]),
         first_step=row["first_step"],
         opened_at=row["opened_at"],
-        chain=tuple(EscalationStep(step["after_s"], step["who"], tuple(step["channels"])) for step in row["chain"]),
+        chain=tuple(_step_of(step) for step in row["chain"]),
         chain_since=row["chain_since"],
         told=tuple(row["told"]),
         step=row["step"],
@@ -107,7 +119,33 @@ def incident_of(row: Row) -> Incident:
         acked_at=row["acked_at"],
         acked_by=row["acked_by"],
         resolved_at=row["resolved_at"],
+        response=ResponsePolicy(**row["response"]),
+        asked=row["asked"],
+        muted=tuple(row["muted"]),
+        muted_at=row["muted_at"],
+        breached_at=row["breached_at"],
+        ack_expires_at=row["ack_expires_at"],
+        remind_at=row["remind_at"],
     )
+
+
+def _step_row(step: EscalationStep) -> dict[str, object]:
+    return {**asdict(step), "channels": list(step.channels), "contacts": list(step.contacts)}
+
+
+def _step_of(row: Mapping[str, Any]) -> EscalationStep:
+    """Chains written by older versions know channels only."""
+    return EscalationStep(
+        row["after_s"], row["who"], tuple(row["channels"]), tuple(row.get("contacts", ())), row.get("business_hours", False)
+    )
+
+
+def silence_row(silence: Silence) -> dict[str, object]:
+    return {**asdict(silence), "matchers": [asdict(matcher) for matcher in silence.matchers]}
+
+
+def silence_of(row: Row) -> Silence:
+    return Silence(**{**row, "matchers": tuple(Matcher(**matcher) for matcher in row["matchers"])})
 
 
 def timeline_of(row: Row) -> TimelineEntry:

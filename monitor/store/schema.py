@@ -90,6 +90,14 @@ incidents = Table(
     Column("acked_at", Moment),
     Column("acked_by", Text),
     Column("resolved_at", Moment),
+    Column("response", JSON, nullable=False, server_default="{}"),
+    Column("asked", Integer, nullable=False, server_default="1"),
+    Column("muted", JSON, nullable=False, server_default="[]"),
+    Column("muted_at", Moment),
+    Column("breached_at", Moment),
+    Column("ack_expires_at", Moment),
+    Column("remind_at", Moment),
+    Column("wake_at", Moment),
     # the promise "once": never two unresolved incidents of one group, whoever writes
     Index(
         "incidents_one_open_per_group",
@@ -99,6 +107,20 @@ incidents = Table(
         postgresql_where=text("state <> 'resolved'"),
     ),
     Index("incidents_opened", "opened_at"),
+    Index("incidents_wake", "wake_at"),
+)
+
+silences = Table(
+    "silences",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("matchers", JSON, nullable=False),
+    Column("starts_at", Moment, nullable=False),
+    Column("ends_at", Moment, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("comment", Text, nullable=False),
+    Column("updated_at", Moment, nullable=False),
+    Index("silences_ends", "ends_at"),
 )
 
 timeline = Table(

@@ -11,7 +11,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from alerts.decide import Known, Policy, decide, groups_of
-from alerts.escalation import acknowledge
+from alerts.escalation import acknowledge, mute
+from alerts.silences import expire, make
 from monitor.domain import (
     AlertPolicy,
     AuditEntry,
@@ -22,6 +23,7 @@ from monitor.domain import (
     Observed,
     Outcome,
     Receipt,
+    ResponsePolicy,
     Severity,
     Transition,
 )
@@ -168,12 +170,12 @@ def test_full_channels_are_skipped_and_the_worst_comes_first(store: Store) -> No
 def test_escalation_is_due_when_its_time_comes_and_not_after_an_acknowledgement(store: Store) -> None:
     put(store, result(Outcome.FOUND))
     due = T0 + timedelta(minutes=15)
-    assert store.incidents.escalations_due(due - timedelta(seconds=1)) == ()
-    (incident_id,) = store.incidents.escalations_due(due)
+    assert store.incidents.due(due - timedelta(seconds=1)) == ()
+    (incident_id,) = store.incidents.due(due)
     incident, decided = store.incidents.change(incident_id[:5], lambda found: acknowledge(found, "ada", due), due)
     assert decided
     assert incident.acked_by == "ada"
-    assert store.incidents.escalations_due(due) == ()
+    assert store.incidents.due(due) == ()
 
 
 @pytest.mark.parametrize("wrong", ["", "zzzz", "a b", "%", "'; DROP TABLE incidents"])
@@ -282,3 +284,32 @@ def test_two_replicas_decide_one_incident(pg18: Cluster) -> None:
         one.close()
         two.close()
         psycopg.connect(dsn).close()
+
+
+def test_silences_are_kept_whole_found_by_a_beginning_and_forgotten_in_time(store: Store) -> None:
+    first = make(['service="auth"', "x!~y"], T0, T0 + timedelta(hours=1), "anna", "why", T0)
+    second = make(["a=b"], T0, T0 + timedelta(hours=2), "ben", "why not", T0)
+    store.silences.save(first, second)
+    assert store.silences.list() == (first, second)
+    assert store.silences.list(since=T0 + timedelta(hours=1)) == (second,)
+    store.silences.save(expire(second, T0 + timedelta(minutes=1)))
+    assert store.silences.find(second.id[:13]).ends_at == T0 + timedelta(minutes=1)
+    with pytest.raises(UsageError, match="no silence"):
+        store.silences.find("zzz")
+    store.silences.prune(T0 + timedelta(hours=121))
+    assert store.silences.list() == (first,)
+
+
+def test_everything_an_incident_knows_of_time_is_kept(store: Store) -> None:
+    response = ResponsePolicy(within_s=60, ack_expires_s=120, remind_s=30)
+    chain = (EscalationStep(0, "on-call", ("page",), ("anna",), business_hours=True),)
+    policy = replace(POLICY, chains=dict.fromkeys(Severity, chain), responses=dict.fromkeys(Severity, response))
+    look = result(Outcome.FOUND)
+    decided = store.incidents.decide(look.instance, groups_of(look), lambda known: decide(known, look, policy, T0), T0)
+    (opened,) = decided.incidents
+    assert store.incidents.find(opened.id) == opened
+    assert (opened.response, opened.chain) == (response, chain)
+    assert store.incidents.due(T0 + timedelta(seconds=30)) == (opened.id,)
+    muted, _ = store.incidents.change(opened.id, lambda known: mute(known, ("silence",), T0), T0)
+    assert store.incidents.find(opened.id) == muted
+    assert store.incidents.due(T0 + timedelta(days=1)) == ()

@@ -133,7 +133,7 @@ def test_the_sample_itself_is_good(tmp_path: Path) -> None:
 ROWS = [
     # unknown tables and keys
     ("[monitor]", "[moniter] #!", "moniter", "unknown table", 'did you mean "monitor"?'),
-    ("[monitor]", "[zzz] #!\n[monitor]", "zzz", "unknown table", "valid here: business_hours, channels, checks, escalation, monitor, reports, services"),
+    ("[monitor]", "[zzz] #!\n[monitor]", "zzz", "unknown table", "valid here: business_hours, channels, checks, contacts, escalation, inhibit, maintenance, monitor, reports, response, rotations, services"),
     ("listen =", "listn = 'x' #!\nlisten =", "monitor.listn", "unknown key", 'did you mean "listen"?'),
     ("url = ", "URL = 'x' #!\nurl = ", "services.auth.URL", "unknown key", 'did you mean "url"?'),
     ('every = "15s"', 'evry = "15s" #!', "checks.ping.evry", "unknown key", 'did you mean "every"?'),
@@ -233,7 +233,7 @@ ROWS = [
     ('{after = "15m",', '{after = "0s",', "escalation.P1[1].after", "must be later than the step before", "write the steps in ascending order", 31),
     ('after = "15m", ', "", "escalation.P1[1].after", "is required and missing", "", 31),
     ('who = "lead"', 'who = ""', "escalation.P1[1].who", "must not be empty", "", 31),
-    ('channels = ["mail"]}', "channels = []}", "escalation.P1[1].channels", "must not be empty", "", 31),
+    ('channels = ["mail"]}', "channels = []}", "escalation.P1[1].channels", "must not be empty: the step reaches nobody", "name channels, or contacts", 31),
     ("P2 = [{", "P2 = [] #!\n#", "escalation.P2", "must have at least one step: every severity must reach somebody", 'P2 = [{after = "0s", who = "on-call", channels = ["NAME"]}]'),
     ("P2 = [{", "#", "escalation.P2", "is required and missing: every severity must reach somebody", 'P2 = [{after = "0s", who = "on-call", channels = ["NAME"]}]', 28),
     ("P2 = [{", "P2 = 'x' #!\n#", "escalation.P2", "must be a list of steps", 'P2 = [{after = "0s", who = "on-call", channels = ["NAME"]}]'),

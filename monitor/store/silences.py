@@ -1,0 +1,48 @@
+"""Silences: durable the moment they are made."""
+
+from datetime import datetime
+
+from sqlalchemy import delete, insert, select, update
+
+from alerts.muting import EXPIRED_KEPT
+from monitor.domain import Silence
+from monitor.errors import UsageError
+from monitor.store.database import Database
+from monitor.store.rows import silence_of, silence_row
+from monitor.store.schema import silences
+
+
+class SilenceStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def list(self, *, since: datetime | None = None) -> tuple[Silence, ...]:
+        """Silences in the order of their ends; ``since`` leaves out those that had ended by then."""
+        query = select(silences).order_by(silences.c.ends_at, silences.c.id)
+        if since is not None:
+            query = query.where(silences.c.ends_at > since)
+        with self._database.read() as connection:
+            return tuple(silence_of(row) for row in connection.execute(query).mappings())
+
+    def find(self, silence_id: str) -> Silence:
+        """One silence by its id, or the unique beginning of it. Raises ``UsageError``."""
+        query = select(silences).where(silences.c.id.startswith(silence_id, autoescape=True)).limit(3)
+        with self._database.read() as connection:
+            found = [silence_of(row) for row in connection.execute(query).mappings()] if silence_id else []
+        if len(found) == 1:
+            return found[0]
+        several = f"{silence_id!r} is the beginning of several silences: {', '.join(silence.id for silence in found)}"
+        raise UsageError(several if found else f"no silence {silence_id!r}: `monitor silence list` lists them")
+
+    def save(self, *changed: Silence) -> None:
+        """Write silences, new or changed, in one transaction."""
+        with self._database.write() as connection:
+            for silence in changed:
+                row = silence_row(silence)
+                if connection.execute(update(silences).where(silences.c.id == silence.id).values(row)).rowcount == 0:
+                    connection.execute(insert(silences).values(row))
+
+    def prune(self, now: datetime) -> None:
+        """Forget what expired long ago."""
+        with self._database.write() as connection:
+            connection.execute(delete(silences).where(silences.c.ends_at < now - EXPIRED_KEPT))
