@@ -118,7 +118,7 @@ def render_incident(incident: Incident, timeline: tuple[TimelineEntry, ...], now
     rungs = [
         {
             "who": step.who,
-            "channels": listed(step.channels),
+            "channels": listed((*step.contacts, *step.channels)),
             "after": "at once" if step.after_s == 0 else f"after {duration(step.after_s)}",
             "done": number < incident.step,
             "at": incident.next_escalation_at if number == incident.step else None,
@@ -273,7 +273,13 @@ def _incident_verdict(incidents: tuple[Incident, ...], well: str) -> _Verdict:
     """Names the worst incident; among equals the one nobody has acknowledged, then the oldest."""
     worst = min(incidents, key=lambda incident: (incident.severity, incident.state is not IncidentState.OPEN, incident.opened_at))
     subject = f"{worst.service}: {worst.title}"
-    state = f"acknowledged by {worst.acked_by or 'somebody'}" if worst.state is IncidentState.ACKED else "not acknowledged"
+    state = (
+        f"acknowledged by {worst.acked_by or 'somebody'}"
+        if worst.state is IncidentState.ACKED
+        else "muted"
+        if worst.muted
+        else "not acknowledged"
+    )
     more = f" · {count(len(incidents) - 1, 'more open incident')}" if len(incidents) > 1 else ""
     return _Verdict(_incident_mark(worst), subject, f"{worst.severity.name}, {state}{more} · {well}", f"{worst.severity.name} {subject}")
 

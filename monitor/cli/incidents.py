@@ -73,7 +73,7 @@ def _table(listed: tuple[Incident, ...], now: datetime) -> Table:
         table.add_column(column, no_wrap=column != "what")
     for found in listed:
         colour = _COLOURS[found.severity] if found.state is not IncidentState.RESOLVED else "dim"
-        state = f"acknowledged by {found.acked_by}" if found.state is IncidentState.ACKED else found.state.value
+        state = _state(found)
         following = _next(found, now)
         table.add_row(
             f"[{colour}]{found.severity.name}[/]",
@@ -83,6 +83,15 @@ def _table(listed: tuple[Incident, ...], now: datetime) -> Table:
             f"{escape(found.summary)}\n[dim]{escape(state)}{f'; next: {escape(following)}' if following else ''}[/]",
         )
     return table
+
+
+def _state(found: Incident) -> str:
+    """In words: who has it, or why nobody is told."""
+    if found.state is IncidentState.ACKED:
+        return f"acknowledged by {found.acked_by}"
+    if found.muted:
+        return f"{found.state.value}, muted: {'; '.join(found.muted)}"
+    return f"{found.state.value}, response time passed" if found.breached_at and found.state is IncidentState.OPEN else found.state.value
 
 
 def _next(found: Incident, now: datetime) -> str:
@@ -100,8 +109,8 @@ def _show(found: Incident, timeline: tuple[TimelineEntry, ...], now: datetime) -
         f"[{colour}]{found.severity.name}[/] [bold]{escape(found.title)}[/]{f' ({found.code})' if found.code else ''}  [dim]{found.id}[/]"
     )
     out.print(escape(found.summary))
-    state = f"{found.state.value}, opened {ago(found.opened_at, now)} ago"
-    out.print(f"{state}{f', acknowledged by {escape(found.acked_by)}' if found.acked_by else ''}")
+    ended = f", resolved {ago(found.resolved_at, now)} ago" if found.resolved_at else ""
+    out.print(f"{escape(_state(found))}, opened {ago(found.opened_at, now)} ago{ended}")
     for line in found.evidence:
         out.print(f"  [dim]·[/] {escape(line)}")
     if found.first_step:
