@@ -3,6 +3,7 @@
 Nothing here reads a clock, a store or a configuration file; the engine commits what is decided in one transaction.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -74,13 +75,13 @@ def decide(known: Known, result: CheckResult, policy: Policy, now: datetime) -> 
     was = {alert.fingerprint: alert for alert in known.alerts}
     judged = _judge_alerts(known, result, policy.alert, now)
     changed = [_attribute(was.get(alert.fingerprint), alert, known, policy) for alert in judged]
-    return _fold(known, tuple(alert for alert in changed if alert != was.get(alert.fingerprint)), policy, now)
+    return fold(known, tuple(alert for alert in changed if alert != was.get(alert.fingerprint)), policy, now)
 
 
 def retire(known: Known, instance: str, policy: Policy, now: datetime) -> Decision:
     """What changes when a check instance is no longer configured: its alerts end, and incidents that only they held open."""
     gone = tuple(replace(alert, state=AlertState.RESOLVED, resolved_at=now) for alert in known.alerts if alert.instance == instance)
-    return _fold(known, gone, policy, now, because="no longer watched: removed from the configuration")
+    return fold(known, gone, policy, now, because="no longer watched: removed from the configuration")
 
 
 def finding_labels(result: CheckResult, finding: Finding) -> tuple[tuple[str, str], ...]:
@@ -196,27 +197,30 @@ def _can_cause(cause: Alert, alert: Alert, policy: Policy) -> bool:
 # --- incidents -------------------------------------------------------------------------------------------------------
 
 
-def _fold(
-    known: Known, changed: tuple[Alert, ...], policy: Policy, now: datetime, because: str = "the check sees health again"
-) -> Decision:
-    decision = Decision(alerts=changed)
+def fold(known: Known, changed: tuple[Alert, ...], policy: Policy, now: datetime, because: str = "the check sees health again") -> Decision:
+    """What changed alerts do to the incidents of their groups; ``known`` holds every live alert of these groups."""
+    decisions = [Decision(alerts=changed)]
     was = {alert.fingerprint: alert for alert in known.alerts}
     current = {**was, **{alert.fingerprint: alert for alert in changed}}
-    for group in sorted({alert.group for alert in changed}):
-        before = known.incidents.get(group)
-        news = [alert for alert in changed if alert.group == group and _is_news(was.get(alert.fingerprint), alert)]
-        if not news:
-            continue
-        firing = [alert for alert in current.values() if alert.group == group and alert.state is AlertState.FIRING]
+    firing_in: dict[str, list[Alert]] = defaultdict(list)
+    for alert in current.values():
+        if alert.state is AlertState.FIRING:
+            firing_in[alert.group].append(alert)
+    news_in: dict[str, list[Alert]] = defaultdict(list)
+    for alert in changed:
+        if _is_news(was.get(alert.fingerprint), alert):
+            news_in[alert.group].append(alert)
+    for group, news in sorted(news_in.items()):
+        before, firing = known.incidents.get(group), firing_in[group]
         if before is not None and firing and all(alert.home != group for alert in firing):
-            decision = join(decision, _release(before, firing, now, because))
+            decisions.append(_release(before, firing, now, because))
         elif firing and before is None:
-            decision = join(decision, _open(group, firing, policy, now))
+            decisions.append(_open(group, firing, policy, now))
         elif firing and before is not None:
-            decision = join(decision, _grow(before, news, firing, policy, now))
+            decisions.append(_grow(before, news, firing, policy, now))
         elif before is not None:
-            decision = join(decision, escalation.resolve(before, now, because))
-    return decision
+            decisions.append(escalation.resolve(before, now, because))
+    return join(*decisions)
 
 
 def _release(incident: Incident, guests: list[Alert], now: datetime, because: str) -> Decision:
@@ -240,17 +244,18 @@ def _is_news(old: Alert | None, new: Alert) -> bool:
 def _open(group: str, firing: list[Alert], policy: Policy, now: datetime) -> Decision:
     worst = min(firing, key=lambda alert: (alert.severity, alert.fingerprint))
     guide = policy.guides.get(worst.code or "")
+    said = dict(worst.annotations)
     incident = Incident(
         id=incident_id(group, now),
         group=group,
         code=worst.code,
-        service=dict(worst.labels)["service"],
+        service=worst.service,
         severity=worst.severity,
         state=IncidentState.OPEN,
-        title=guide.title if guide else dict(worst.labels)["alertname"],
+        title=guide.title if guide else dict(worst.labels).get("alertname", "Alert"),
         summary=worst.summary,
         evidence=_evidence(worst),
-        first_step=guide.first_step if guide else "",
+        first_step=guide.first_step if guide else said.get("runbook_url", ""),
         opened_at=now,
         chain=policy.chains[worst.severity],
         chain_since=now,

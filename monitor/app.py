@@ -11,6 +11,7 @@ import structlog
 import uvicorn
 
 from monitor import config
+from monitor.alerting import Alerting
 from monitor.api import Answers, create_api
 from monitor.clock import Clock, SystemClock
 from monitor.config.settings import CheckInstance, Settings
@@ -18,6 +19,7 @@ from monitor.delivery import Delivery
 from monitor.engine import Engine
 from monitor.errors import ConfigError, MonitorError, Problem, StoreError
 from monitor.heartbeats import HeartbeatBook
+from monitor.intake import Intake
 from monitor.memory import Memory
 from monitor.metrics import names
 from monitor.metrics.exposition import Exposition
@@ -73,6 +75,8 @@ class App:
             look_soon=self._scheduler.look_soon,
         )
         self._reports = Reports(settings, store=store, thread=thread, clock=clock, latest=lambda: self._engine.latest)
+        self._intake = Intake(self._engine, store=store, thread=thread, clock=clock, guides=registry.guides)
+        self._alerting = Alerting(self._engine, self._intake, store=store, thread=thread, clock=clock, version=VERSION)
         self._views = Views(self._engine, store=store, thread=thread, clock=clock, version=VERSION)
         self._last_pulse = clock.monotonic()
         self._shown: set[str] = set()
@@ -97,7 +101,7 @@ class App:
             with self._signals():
                 log.info("started", address=f"http://{self._settings.listen_host}:{self.port}", checks=len(self._settings.instances))
                 async with asyncio.TaskGroup() as group:
-                    loops = (self._scheduler, self._engine, self._delivery, self._reports)
+                    loops = (self._scheduler, self._engine, self._intake, self._delivery, self._reports)
                     tasks = [group.create_task(part.serve(), name=type(part).__name__) for part in loops]
                     tasks += [group.create_task(self._pulse(), name="pulse"), group.create_task(self._refresh_gauges(), name="gauges")]
                     http = group.create_task(server.serve(sockets=[self._socket]), name="http")
@@ -203,6 +207,7 @@ class App:
             reload=self.reload,
             token=lambda: self._settings.token,
             ping=self._heartbeats.ping,
+            alerting=self._alerting,
         )
         api = create_api(answers)
         return uvicorn.Config(api, log_config=None, access_log=False, timeout_graceful_shutdown=2, lifespan="off", server_header=False)

@@ -208,6 +208,16 @@ class Alert:
     """Whether it can be the cause of what is found on the same service, and on services that depend on it."""
     firing_since: datetime | None = None
     resolved_at: datetime | None = None
+    annotations: Labels = ()
+    """What a foreign alert says beside its labels; our own say it in ``summary`` and ``facts``."""
+    generator_url: str = ""
+    """Where a foreign alert comes from."""
+    ends_at: datetime | None = None
+    """When a foreign alert ends unless its sender says otherwise before."""
+    ends_unsaid: bool = False
+    """Whether ``ends_at`` is our timeout rather than the sender's word."""
+    updated_at: datetime | None = None
+    """When a foreign alert was last sent."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import structlog
 from alerts import escalation
 from alerts.decide import Policy, decide, groups_of, retire, settle
 from alerts.muting import Muting
+from alerts.posted import INSTANCE
 from monitor.clock import Clock
 from monitor.config.settings import CheckInstance, Settings
 from monitor.domain import AlertPolicy, AlertState, CheckResult, Decision, Guide, Incident, Outcome
@@ -77,7 +78,7 @@ class Engine:
 
     async def start(self) -> None:
         """Learn from the store which instances are not quiet, and what checks kept. Raises ``StoreError``."""
-        self._unquiet = set(await self._thread(self._store.incidents.live_instances))
+        self._unquiet = set(await self._thread(self._store.incidents.live_instances)) - {INSTANCE}
         self._memory.load(await self._thread(self._store.kept.all))
 
     def reconfigure(self, settings: Settings) -> None:
@@ -144,13 +145,13 @@ class Engine:
             if instance.key not in self._keys:  # removed while this waited for the store's thread
                 return Decision()
             groups = groups_of(result)
-            policy = replace(self._policy(instance.policy), depends_on=instance.depends_on, muting=self._muting(now))
+            policy = replace(self.policy(instance.policy), depends_on=instance.depends_on, muting=self.muting(now))
             return self._store.incidents.decide(instance.key, groups, lambda known: decide(known, result, policy, now), now, causes)
 
         self._unquiet.add(instance.key)  # before: whatever fails from here on, the next good run is looked at
         decided = await self._thread(judge)
         self.store_error = None
-        self._announce(decided)
+        self.announce(decided)
         if any(alert.state is AlertState.PENDING and alert.bad_runs == 1 for alert in decided.alerts):
             self._look_soon(self._suspects(instance))  # is it a symptom? the cause is asked before this is confirmed
         if instance.key not in await self._thread(self._store.incidents.live_instances):
@@ -168,14 +169,14 @@ class Engine:
         people = self.settings.people
         for incident_id in await self._thread(incidents.due, now):
             _, decided = await self._thread(incidents.change, incident_id, lambda known: escalation.escalate(known, now, people), now)
-            self._announce(decided)
+            self.announce(decided)
 
     async def _settle_mutes(self) -> None:
         """Mute and unmute incidents when a silence or a window begins, changes or ends, or what fires changed under inhibition."""
         now = self._clock.now()
 
         def look() -> list[Decision]:
-            muting = self._muting(now)
+            muting = self.muting(now)
             mutes = (
                 tuple(silence for silence in muting.silences if silence.starts_at <= now),
                 tuple(window for window in muting.windows if window.active_until(now) is not None),
@@ -184,7 +185,7 @@ class Engine:
             )
             if mutes == self._mutes:
                 return []
-            policy = replace(self._policy(AlertPolicy()), muting=muting)
+            policy = replace(self.policy(AlertPolicy()), muting=muting)
             store = self._store.incidents
             decided = []
             for incident in store.list(unresolved=True, limit=MAX_SETTLED):
@@ -194,10 +195,10 @@ class Engine:
             return decided
 
         for decided in await self._thread(look):
-            self._announce(decided)
+            self.announce(decided)
 
-    def _muting(self, now: datetime) -> Muting:
-        """On the store's thread."""
+    def muting(self, now: datetime) -> Muting:
+        """Everything that may mute an alert now. On the store's thread; raises ``StoreError``."""
         inhibitions = self.settings.inhibitions
         return Muting(
             silences=self._store.silences.list(since=now),
@@ -222,17 +223,19 @@ class Engine:
         for gone in sorted(self._unquiet - self._keys):
 
             def judge(gone: str = gone) -> Decision:
-                policy = replace(self._policy(AlertPolicy()), muting=self._muting(now))
+                policy = replace(self.policy(AlertPolicy()), muting=self.muting(now))
                 return self._store.incidents.decide(gone, (), lambda known: retire(known, gone, policy, now), now)
 
-            self._announce(await self._thread(judge))
+            self.announce(await self._thread(judge))
             self._unquiet.discard(gone)
 
-    def _policy(self, alert: AlertPolicy) -> Policy:
+    def policy(self, alert: AlertPolicy) -> Policy:
+        """What the configuration says about everybody who may have to hear, without what mutes."""
         settings = self.settings
         return Policy(alert=alert, chains=settings.escalation, guides=self._guides, people=settings.people, responses=settings.responses)
 
-    def _announce(self, decided: Decision) -> None:
+    def announce(self, decided: Decision) -> None:
+        """Log what was committed, and wake delivery when it queued something."""
         for entry in decided.timeline:
             log.info("incident", incident=entry.incident_id, event_kind=entry.kind, text=entry.text)
         if decided.intents:

@@ -14,6 +14,8 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 
 from dashboards.status_page import CONTENT_SECURITY_POLICY, STATIC, PageInput, render_fragment, render_incident, render_page
+from monitor.alerting import Alerting
+from monitor.api.alertmanager import alertmanager_routes
 from monitor.api.pings import ping_routes
 from monitor.domain import Incident, TimelineEntry
 from monitor.errors import ConfigError, StoreError, UsageError
@@ -36,6 +38,7 @@ class Answers:
     token: Callable[[], SecretStr | None]
     ping: Callable[[str, Ping], Awaitable[bool]]
     """Takes a heartbeat's ping; False when no check has its key."""
+    alerting: Alerting
 
 
 def create_api(answers: Answers) -> FastAPI:
@@ -48,6 +51,9 @@ def create_api(answers: Answers) -> FastAPI:
     api.include_router(_pages(answers))
     api.include_router(_operations(answers))
     api.include_router(ping_routes(answers.ping))
+    api.include_router(
+        alertmanager_routes(answers.alerting, lambda request: _refuse(answers.token(), request.headers.get("Authorization", "")))
+    )
     return api
 
 

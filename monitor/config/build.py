@@ -15,7 +15,7 @@ from monitor.config.instances import build_instances
 from monitor.config.lines import KeyPath
 from monitor.config.model import BusinessHoursTable, ChannelTable, DailyTable, MonitorTable, ServiceTable
 from monitor.config.people import build_escalation, build_people, build_responses, check_channel
-from monitor.config.planned import build_inhibitions, build_windows
+from monitor.config.planned import build_inhibitions, build_posted, build_windows
 from monitor.config.settings import Channel, DailyReport, Settings
 from monitor.config.validate import names_of, validate
 from monitor.config.values import Address
@@ -33,6 +33,7 @@ TABLES = (
     "response",
     "maintenance",
     "inhibit",
+    "alertmanager",
     "reports",
 )
 _WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -51,6 +52,7 @@ def build_settings(document: Document, checks: Mapping[str, AnyCheck], notifiers
     escalation, responses = build_escalation(document), build_responses(document)
     people = build_people(document, timezone, hours)
     windows, inhibitions = build_windows(document, timezone), build_inhibitions(document)
+    posted = build_posted(document)
     daily = _daily_report(document, channels)
     if monitor:
         _refuse_own_address(document, monitor.listen, services)
@@ -72,6 +74,7 @@ def build_settings(document: Document, checks: Mapping[str, AnyCheck], notifiers
         people=people,
         windows=windows,
         inhibitions=inhibitions,
+        posted=posted,
         daily_report=daily,
         history_days=monitor.history,
     )

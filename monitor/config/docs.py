@@ -18,6 +18,7 @@ import alerts
 import checks
 from monitor.config import values
 from monitor.config.model import (
+    AlertmanagerTable,
     BusinessHoursTable,
     ChannelTable,
     CheckTable,
@@ -76,6 +77,9 @@ _RESPONSE = "`P1` to `P4`: what is promised once people are told, and what follo
 _MAINTENANCE = """\
 Planned work. Alerts that match tell nobody while a window is open; their incidents open, are shown and end as always, and ask people
 when the window closes before the incident does. Either `starts` and `ends`, or `schedule` and `lasts`."""
+_ALERTMANAGER = """\
+How alerts become incidents that Prometheus or amtool send to `/api/v2/alerts`, by the token of `[monitor]`. They take the same way as
+our own: escalation, silences, acknowledgement. The table may be left out."""
 _INHIBIT = """\
 While something fires, something else tells nobody, as in Alertmanager. What services and checks depend on needs no rule here: see
 `depends_on`."""
@@ -131,6 +135,7 @@ def _lines(all_checks: Iterable[AnyCheck], notifiers: Iterable[AnyNotifier]) -> 
     yield from _section("## `[escalation]`", _ESCALATION, StepTable)
     yield from _section("## `[response.P1]`", _RESPONSE, ResponseTable)
     yield from _section("## `[maintenance.NAME]`", _MAINTENANCE, MaintenanceTable)
+    yield from _section("## `[alertmanager]`", _ALERTMANAGER, AlertmanagerTable)
     yield from _section("## `[[inhibit]]`", _INHIBIT, InhibitTable)
     yield from _section("## `[reports.daily]`", "The daily checklist. Without the table, none is sent.", DailyTable)
 

@@ -160,6 +160,20 @@ class MaintenanceTable(Table):
     timezone: Timezone | None = Field(default=None, description="Of the schedule; without it, the one of `[monitor]`.")
 
 
+class AlertmanagerTable(Table):
+    severities: dict[str, Literal["P1", "P2", "P3", "P4"]] = Field(
+        default={"critical": "P1", "page": "P1", "error": "P2", "high": "P2", "warning": "P3", "info": "P4", "none": "P4"},
+        description="What the label `severity` means; `P1` to `P4` always mean themselves.",
+    )
+    default: Literal["P1", "P2", "P3", "P4"] = Field(default="P3", description="The severity of an alert whose label says nothing known.")
+    group_by: Annotated[list[str], Field(min_length=1)] = Field(
+        default=["alertname", "service"], description="Alerts with the same values of these labels fold into one incident."
+    )
+    resolve_after: Duration = Field(
+        default=300.0, ge=10, description="When an alert is over whose sender names no end, and sends it no more."
+    )
+
+
 class InhibitTable(Table):
     source: Annotated[list[str], Field(min_length=1)] = Field(description="Matchers of the alerts that inhibit, while they fire.")
     target: Annotated[list[str], Field(min_length=1)] = Field(description="Matchers of the alerts that tell nobody meanwhile.")

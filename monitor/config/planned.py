@@ -1,4 +1,4 @@
-"""What is planned to be quiet: maintenance windows and inhibition rules."""
+"""What is planned to be quiet, and what foreign alerts mean: maintenance windows, inhibition rules, ``[alertmanager]``."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -8,12 +8,13 @@ from cronsim import CronSim, CronSimError
 
 from alerts.matchers import matches_everything, parse_matcher
 from alerts.muting import Inhibition, Window
+from alerts.posted import PostedPolicy
 from monitor.config.document import Document
 from monitor.config.lines import KeyPath
-from monitor.config.model import InhibitTable, MaintenanceTable
+from monitor.config.model import AlertmanagerTable, InhibitTable, MaintenanceTable
 from monitor.config.people import local_moment
 from monitor.config.validate import validate
-from monitor.domain import Matcher
+from monitor.domain import Matcher, Severity
 
 
 def build_windows(document: Document, timezone: ZoneInfo) -> tuple[Window, ...]:
@@ -38,6 +39,14 @@ def build_inhibitions(document: Document) -> tuple[Inhibition, ...]:
             source, target = _matchers(document, (*at, "source"), table.source), _matchers(document, (*at, "target"), table.target)
             found.append(Inhibition(source, target, tuple(table.equal)))
     return tuple(found)
+
+
+def build_posted(document: Document) -> PostedPolicy:
+    """How alerts that others send become ours; the defaults when the table is missing or broken."""
+    at: KeyPath = ("alertmanager",)
+    table = validate(document, AlertmanagerTable, document.table(at), at) or AlertmanagerTable()
+    severities = {said: Severity[meant] for said, meant in table.severities.items()}
+    return PostedPolicy(severities, Severity[table.default], tuple(table.group_by), timedelta(seconds=table.resolve_after))
 
 
 def _window(document: Document, at: KeyPath, name: str, table: MaintenanceTable, timezone: ZoneInfo) -> Window:

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from alerts.muting import Inhibition, Window
 from alerts.oncall import People
+from alerts.posted import PostedPolicy
 from alerts.severity import SeverityRule
 from monitor.domain import AlertPolicy, EscalationStep, ResponsePolicy, Severity
 from monitor.plugins import AnyCheck, AnyNotifier, PluginConfig, Service
@@ -87,3 +88,5 @@ class Settings:
     windows: tuple[Window, ...] = ()
     """Planned maintenance."""
     inhibitions: tuple[Inhibition, ...] = ()
+    posted: PostedPolicy = field(default_factory=PostedPolicy)
+    """How alerts that others send become ours."""

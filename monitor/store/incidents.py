@@ -82,6 +82,12 @@ class IncidentStore:
         with self._database.read() as connection:
             return tuple(alert_of(row) for row in connection.execute(query).mappings())
 
+    def lapsed_groups(self, now: datetime, limit: int = 1000) -> tuple[str, ...]:
+        """Groups with foreign alerts whose end has come."""
+        query = select(alerts.c.group_key).where(_LIVE_ALERT, alerts.c.ends_at <= now).distinct().limit(limit)
+        with self._database.read() as connection:
+            return tuple(connection.execute(query).scalars())
+
     def live_instances(self) -> frozenset[str]:
         """Check instances with an alert that is pending or firing."""
         with self._database.read() as connection:
@@ -134,9 +140,10 @@ class IncidentStore:
         upsert: Any = sqlite.insert if self._database.is_sqlite else postgresql.insert
         if decision.alerts:
             last = {alert.fingerprint: alert for alert in decision.alerts}
-            rows = upsert(alerts).values([alert_row(alert) for alert in last.values()])
-            columns = {column.name: rows.excluded[column.name] for column in alerts.columns if not column.primary_key}
-            connection.execute(rows.on_conflict_do_update(index_elements=["fingerprint"], set_=columns))
+            new = upsert(alerts)
+            columns = {column.name: new.excluded[column.name] for column in alerts.columns if not column.primary_key}
+            statement = new.on_conflict_do_update(index_elements=["fingerprint"], set_=columns)
+            connection.execute(statement, [alert_row(alert) for alert in last.values()])
         severities: dict[str, int] = {}
         for incident in decision.incidents:
             row = incident_row(incident)

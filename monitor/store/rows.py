@@ -41,6 +41,11 @@ def alert_row(alert: Alert) -> dict[str, object]:
         "pending_since": alert.pending_since,
         "firing_since": alert.firing_since,
         "resolved_at": alert.resolved_at,
+        "annotations": [list(pair) for pair in alert.annotations],
+        "generator_url": alert.generator_url,
+        "ends_at": alert.ends_at,
+        "ends_unsaid": alert.ends_unsaid,
+        "updated_at": alert.updated_at,
     }
 
 
@@ -63,6 +68,11 @@ def alert_of(row: Row) -> Alert:
         pending_since=row["pending_since"],
         firing_since=row["firing_since"],
         resolved_at=row["resolved_at"],
+        annotations=_labels(row["annotations"]),
+        generator_url=row["generator_url"],
+        ends_at=row["ends_at"],
+        ends_unsaid=row["ends_unsaid"],
+        updated_at=row["updated_at"],
     )
 
 

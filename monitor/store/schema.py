@@ -64,6 +64,12 @@ alerts = Table(
     Column("pending_since", Moment, nullable=False),
     Column("firing_since", Moment),
     Column("resolved_at", Moment),
+    Column("annotations", JSON, nullable=False, server_default="[]"),
+    Column("generator_url", Text, nullable=False, server_default=""),
+    Column("ends_at", Moment),
+    Column("ends_unsaid", Boolean, nullable=False, server_default=false()),
+    Column("updated_at", Moment),
+    Index("alerts_live_end", "ends_at", sqlite_where=text("state <> 'resolved'"), postgresql_where=text("state <> 'resolved'")),
     Index("alerts_live_instance", "instance", sqlite_where=text("state <> 'resolved'"), postgresql_where=text("state <> 'resolved'")),
     Index("alerts_live_group", "group_key", sqlite_where=text("state <> 'resolved'"), postgresql_where=text("state <> 'resolved'")),
 )

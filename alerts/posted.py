@@ -1,0 +1,153 @@
+"""Alerts that others send in Alertmanager's form: what they mean here, how repeats merge, when they end. Pure."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from alerts.decide import Known, Policy, fold
+from alerts.fingerprint import fingerprint
+from monitor.domain import Alert, AlertState, Decision, Severity, pairs
+from monitor.plugins import one_line
+
+INSTANCE = "alertmanager"
+"""What foreign alerts have in place of a check instance."""
+MOST_LABELS = 64
+MOST_CHARS = 16_384
+SUMMARY_CHARS = 500
+_LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+_SEVERITIES = {"critical": Severity.P1, "page": Severity.P1, "error": Severity.P2, "high": Severity.P2, "warning": Severity.P3,
+               "info": Severity.P4, "none": Severity.P4}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PostedAlert:
+    """One alert as it was sent. Missing moments are None."""
+
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    starts_at: datetime | None = None
+    ends_at: datetime | None = None
+    generator_url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PostedPolicy:
+    """How foreign alerts become ours."""
+
+    severities: Mapping[str, Severity] = field(default_factory=lambda: dict(_SEVERITIES))
+    """By the value of the label ``severity``; ``P1`` to ``P4`` always mean themselves."""
+    default: Severity = Severity.P3
+    group_by: tuple[str, ...] = ("alertname", "service")
+    """Alerts with the same values of these labels fold into one incident."""
+    resolve_after: timedelta = timedelta(minutes=5)
+    """When an alert ends whose sender names no end and sends it no more."""
+
+    def severity_of(self, labels: Mapping[str, str]) -> Severity:
+        said = labels.get("severity", "")
+        return Severity[said] if said in Severity.__members__ else self.severities.get(said, self.default)
+
+    def group_of(self, labels: Mapping[str, str]) -> str:
+        """``service/Alert``, as our own groups are called, with the other labels behind it."""
+        if self.group_by == ("alertname", "service"):
+            return f"{service_of(labels)}/{labels.get('alertname', 'Alert')}"
+        return f"{INSTANCE}/" + ",".join(f"{name}={labels.get(name, '')}" for name in self.group_by)
+
+
+def service_of(labels: Mapping[str, str]) -> str:
+    """The label ``service``, else ``job``, else ``instance``."""
+    return labels.get("service") or labels.get("job") or labels.get("instance") or INSTANCE
+
+
+def accept(posted: PostedAlert, policy: PostedPolicy, guides: Iterable[str], now: datetime) -> Alert:
+    """The alert that one posting stands for. Raises ``ValueError`` in plain words when it is not acceptable."""
+    labels = {name: text.replace("\0", "\ufffd") for name, text in posted.labels.items() if text}
+    annotations = {name: text.replace("\0", "\ufffd") for name, text in posted.annotations.items() if text}
+    if not labels:
+        raise ValueError("at least one label pair required")
+    bad = next((name for name in (*labels, *annotations) if not _LABEL_NAME.fullmatch(name)), None)
+    if bad is not None:
+        raise ValueError(f"invalid label name {bad[:80]!r}")
+    if len(labels) + len(annotations) > MOST_LABELS or sum(map(len, (*labels.values(), *annotations.values()))) > MOST_CHARS:
+        raise ValueError(f"more than {MOST_LABELS} labels and annotations, or more than {MOST_CHARS} characters in them")
+    starts_at = posted.starts_at or posted.ends_at or now
+    if posted.starts_at is None and starts_at > now:
+        starts_at = now
+    ends_at = posted.ends_at or now + policy.resolve_after
+    if ends_at < starts_at:
+        raise ValueError("start time must be before end time")
+    group = policy.group_of(labels)
+    said = annotations.get("summary") or annotations.get("description") or annotations.get("message") or ""
+    over = ends_at <= now
+    code = labels.get("incident")
+    return Alert(
+        fingerprint=fingerprint(pairs(labels)),
+        instance=INSTANCE,
+        group=group,
+        home=group,
+        service=one_line(service_of(labels), limit=100),
+        labels=pairs(labels),
+        code=code if code in set(guides) else None,
+        severity=policy.severity_of(labels),
+        summary=one_line(said, limit=SUMMARY_CHARS) or " ".join(f"{name}={text}" for name, text in sorted(labels.items()))[:SUMMARY_CHARS],
+        facts=_facts(labels, annotations),
+        state=AlertState.RESOLVED if over else AlertState.FIRING,
+        bad_runs=0 if over else 1,
+        good_runs=1 if over else 0,
+        pending_since=starts_at,
+        firing_since=starts_at,
+        resolved_at=ends_at if over else None,
+        annotations=pairs(annotations),
+        generator_url=posted.generator_url[:2000].replace("\0", ""),
+        ends_at=ends_at,
+        ends_unsaid=posted.ends_at is None,
+        updated_at=now,
+    )
+
+
+def receive(known: Known, sent: Iterable[Alert], policy: Policy, now: datetime) -> Decision:
+    """What a batch of accepted alerts changes. A later one of the same labels counts; an end of what nobody knows is no news."""
+    live = {alert.fingerprint: alert for alert in known.alerts}
+    changed: dict[str, Alert] = {}
+    for alert in sent:
+        old = changed.get(alert.fingerprint) or live.get(alert.fingerprint)
+        if old is None or old.state is AlertState.RESOLVED:
+            if alert.state is AlertState.FIRING:
+                changed[alert.fingerprint] = alert
+            continue
+        changed[alert.fingerprint] = merge(old, alert, now)
+    return fold(known, tuple(changed.values()), policy, now, because="its sender says that it is over")
+
+
+def lapse(known: Known, policy: Policy, now: datetime) -> Decision:
+    """What ends because nobody has sent it any more: foreign alerts whose end has come."""
+    over = [alert for alert in known.alerts if alert.ends_at is not None and alert.ends_at <= now and alert.state is AlertState.FIRING]
+    ended = tuple(replace(alert, state=AlertState.RESOLVED, resolved_at=alert.ends_at) for alert in over)
+    return fold(known, ended, policy, now, because="its sender has not repeated it")
+
+
+def merge(old: Alert, new: Alert, now: datetime) -> Alert:
+    """Both sendings as one: the earlier begin, the newer words, and an end that was named over one that was not."""
+    starts_at = min(old.pending_since, new.pending_since)
+    ends_at, unsaid = new.ends_at, new.ends_unsaid
+    assert ends_at is not None
+    if new.state is AlertState.FIRING and old.ends_at is not None and old.ends_at > ends_at and not old.ends_unsaid:
+        ends_at, unsaid = old.ends_at, False
+    return replace(
+        new,
+        group=old.group,
+        pending_since=starts_at,
+        firing_since=starts_at,
+        ends_at=ends_at,
+        ends_unsaid=unsaid,
+        resolved_at=ends_at if new.state is AlertState.RESOLVED else None,
+        updated_at=now,
+    )
+
+
+def _facts(labels: Mapping[str, str], annotations: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """What is shown as evidence: the annotations that are not shown elsewhere, then the labels."""
+    shown = {"summary", "runbook_url"}
+    told = [(name, text) for name, text in sorted(annotations.items()) if name not in shown]
+    told += [(name, text) for name, text in sorted(labels.items()) if name not in {"alertname", "severity"}]
+    return tuple((name, one_line(text)) for name, text in told)
