@@ -170,6 +170,16 @@ def resolve(incident: Incident, now: datetime, because: str) -> Decision:
     )
 
 
+def reroute(incident: Incident, intent: Intent, fallback: str, now: datetime) -> Decision:
+    """What a channel could not tell, another one tells. Nobody is woken for what is over or muted meanwhile."""
+    if incident.state is IncidentState.RESOLVED or incident.muted:
+        return Decision()
+    told = incident.told if fallback in incident.told else (*incident.told, fallback)
+    entry = TimelineEntry(incident.id, now, "note", f"{intent.reason}: {fallback} is told instead")
+    stand_in = replace(intent, channel=fallback)
+    return Decision(incidents=(replace(incident, told=told),), intents=(stand_in,), timeline=(entry,))
+
+
 def _expire_ack(incident: Incident, now: datetime, people: People) -> Decision:
     """Acknowledged and fell asleep: the incident asks again from the first step."""
     if incident.ack_expires_at is None or incident.ack_expires_at > now:

@@ -53,7 +53,7 @@ class PagerDutyConfig(PluginConfig):
         return key
 
 
-@notifier("pagerduty", config=PagerDutyConfig)
+@notifier("pagerduty", config=PagerDutyConfig, per_minute=110)  # about 120 calls a minute a key; a little below
 async def pagerduty(ctx: NotifyContext, cfg: PagerDutyConfig, notification: Notification) -> Receipt:
     """Opens, acknowledges and resolves one PagerDuty alert per incident and asking (Events API v2)."""
     now = ctx.clock.now()

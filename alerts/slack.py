@@ -75,7 +75,7 @@ class SlackConfig(PluginConfig):
         return channel
 
 
-@notifier("slack", config=SlackConfig)
+@notifier("slack", config=SlackConfig, per_minute=50)  # one message a second a channel, by Slack; a little below, for the edits
 async def slack(ctx: NotifyContext, cfg: SlackConfig, notification: Notification) -> Receipt:
     """Posts one card per incident to a channel, edits it at every transition and keeps the history in its thread."""
     message = compose(notification, ctx.clock.now())

@@ -30,6 +30,7 @@ from monitor.registry import Registry
 from monitor.reports import Reports
 from monitor.runner import Runner
 from monitor.scheduler import Scheduler
+from monitor.selfwatch import SelfWatch
 from monitor.store import Store, StoreThread
 from monitor.views import Views
 
@@ -76,6 +77,7 @@ class App:
         )
         self._reports = Reports(settings, store=store, thread=thread, clock=clock, latest=lambda: self._engine.latest)
         self._intake = Intake(self._engine, store=store, thread=thread, clock=clock, guides=registry.guides)
+        self._engine.each_round = SelfWatch(self._engine, store=store, thread=thread, clock=clock).look
         self._alerting = Alerting(self._engine, self._intake, store=store, thread=thread, clock=clock, version=VERSION)
         self._views = Views(self._engine, store=store, thread=thread, clock=clock, version=VERSION)
         self._last_pulse = clock.monotonic()

@@ -49,6 +49,7 @@ class Delivery:
         self._owner = f"{socket.gethostname()}/{os.getpid()}/{random.randrange(16**6):06x}"  # noqa: S311 - a name, not a secret
         self._wake = asyncio.Event()
         self._under_way: Counter[str] = Counter()
+        self._buckets: dict[str, TokenBucket] = {}
 
     def wake(self) -> None:
         """Look at the outbox now."""
@@ -85,26 +86,43 @@ class Delivery:
         """Start sending everything due that has room; returns the seconds until it is worth looking again."""
         now = self._clock.now()
         full = frozenset(channel for channel, count in self._under_way.items() if count >= PER_CHANNEL)
+        spent = {name: wait_s for name in self.settings.channels if (wait_s := self._bucket(name).wait_s(self._clock.monotonic())) > 0}
+        skip = full | spent.keys()
         try:
             claimed = await self._thread(
                 self._store.outbox.claim,
                 self._owner,
                 now,
                 lease_s=LEASE_S,
-                limit=PER_CHANNEL,
-                skip=full,
+                limit=1 if self._any_limit() else PER_CHANNEL,
+                skip=skip,
                 external_url=self.settings.external_url,
             )
-            due = None if claimed else await self._thread(self._store.outbox.next_due)
+            due = None if claimed else await self._thread(self._store.outbox.next_due, skip)
         except StoreError as exc:
             log.error("outbox cannot be read", error=str(exc))
             return BACKOFF_FIRST_S
         for notification in claimed:
             self._under_way[notification.channel] += 1
+            self._bucket(notification.channel).take(self._clock.monotonic())
             sends.create_task(self._deliver(notification), name=f"send {notification.id}")
         if claimed:
             return 0.0
-        return POLL_S if due is None else min(POLL_S, max(0.05, (due - now).total_seconds()))
+        soonest = min(spent.values(), default=POLL_S)
+        return min(soonest, POLL_S if due is None else min(POLL_S, max(0.05, (due - now).total_seconds())))
+
+    def _bucket(self, channel: str) -> "TokenBucket":
+        """The channel's rate, kept over reloads unless it changed."""
+        known = self.settings.channels.get(channel)
+        per_minute = known.notifier.per_minute if known else None
+        bucket = self._buckets.get(channel)
+        if bucket is None or bucket.per_minute != per_minute:
+            bucket = self._buckets[channel] = TokenBucket(per_minute)
+        return bucket
+
+    def _any_limit(self) -> bool:
+        """With a limited channel rows are claimed singly, so that no claim outruns its bucket."""
+        return any(channel.notifier.per_minute is not None for channel in self.settings.channels.values())
 
     async def _deliver(self, notification: Notification) -> None:
         """One attempt for one row, and its outcome in the store."""
@@ -149,6 +167,35 @@ class Delivery:
             await self._thread(self._store.outbox.release, self._owner)
         except StoreError as exc:
             log.error("leases cannot be given back; they end by themselves", error=str(exc))
+
+
+class TokenBucket:
+    """So many sends a minute, and at most a few seconds' worth of them at once; None is without limit."""
+
+    BURST_S = 4.0
+
+    def __init__(self, per_minute: float | None) -> None:
+        self.per_minute = per_minute
+        self._most = max(1.0, (per_minute or 0) / 60 * self.BURST_S)
+        self._tokens = self._most
+        self._at: float | None = None
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until one more may be sent; 0 when it may now."""
+        if self.per_minute is None:
+            return 0.0
+        self._fill(now)
+        return 0.0 if self._tokens >= 1 else (1 - self._tokens) * 60 / self.per_minute
+
+    def take(self, now: float) -> None:
+        if self.per_minute is not None:
+            self._fill(now)
+            self._tokens -= 1
+
+    def _fill(self, now: float) -> None:
+        if self._at is not None and self.per_minute is not None:
+            self._tokens = min(self._most, self._tokens + (now - self._at) * self.per_minute / 60)
+        self._at = now
 
 
 async def send(channel: Channel, notification: Notification, clock: Clock) -> Receipt:

@@ -5,7 +5,7 @@ The store is the truth about alerts and incidents; in memory are only the latest
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -32,6 +32,9 @@ RECENT_OUTCOMES = 30
 MAX_SETTLED = 100_000
 MAX_UNSAVED = 100_000
 """Results kept for the history while the store cannot be written; the oldest are dropped first."""
+
+NO_CHECKS = frozenset({INSTANCE, "delivery/monitor"})
+"""What stands in an alert in place of a check instance when no check found it."""
 
 log = structlog.get_logger("monitor.engine")
 
@@ -73,12 +76,14 @@ class Engine:
         self._unquiet: set[str] = set()
         self._unsaved: deque[CheckResult] = deque(maxlen=MAX_UNSAVED)
         self._next_prune = clock.monotonic()
+        self.each_round: Callable[[], Awaitable[None]] = _nothing
+        """Called in every round of ``serve``; may raise ``StoreError``."""
         self._mutes: object = None
         """What muted when the incidents were last looked at."""
 
     async def start(self) -> None:
         """Learn from the store which instances are not quiet, and what checks kept. Raises ``StoreError``."""
-        self._unquiet = set(await self._thread(self._store.incidents.live_instances)) - {INSTANCE}
+        self._unquiet = {key for key in await self._thread(self._store.incidents.live_instances) if key not in NO_CHECKS}
         self._memory.load(await self._thread(self._store.kept.all))
 
     def reconfigure(self, settings: Settings) -> None:
@@ -113,6 +118,7 @@ class Engine:
                 await self._retire_gone()
                 await self._settle_mutes()
                 await self._escalate_due()
+                await self.each_round()
                 await self.flush()
                 await self._prune_hourly()
                 self.store_error = None
@@ -245,6 +251,10 @@ class Engine:
         if self.store_error is None:
             log.error("state cannot be written; checking goes on, decisions wait", error=str(exc))
         self.store_error = str(exc)
+
+
+async def _nothing() -> None:
+    """No one has anything to do."""
 
 
 def _fellers(settings: Settings) -> dict[str, tuple[str, ...]]:

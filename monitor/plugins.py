@@ -283,13 +283,15 @@ class Notifier(Generic[ConfigT]):
     help: str
     config: type[ConfigT]
     send: Callable[[NotifyContext, ConfigT, Notification], Awaitable[Receipt]]
+    per_minute: float | None = None
+    """How many notifications the provider takes in a minute through one channel, by its published limit."""
 
 
 AnyNotifier = Notifier[Any]
 
 
 def notifier(
-    name: str, *, config: type[ConfigT]
+    name: str, *, config: type[ConfigT], per_minute: float | None = None
 ) -> Callable[[Callable[[NotifyContext, ConfigT, Notification], Awaitable[Receipt]]], Notifier[ConfigT]]:
     """Declare ``async def send(ctx, cfg, notification) -> Receipt`` a notifier.
 
@@ -297,7 +299,7 @@ def notifier(
     """
 
     def declare(send: Callable[[NotifyContext, ConfigT, Notification], Awaitable[Receipt]]) -> Notifier[ConfigT]:
-        return Notifier(name=name, help=(send.__doc__ or "").strip(), config=config, send=send)
+        return Notifier(name=name, help=(send.__doc__ or "").strip(), config=config, send=send, per_minute=per_minute)
 
     return declare
 

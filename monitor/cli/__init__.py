@@ -6,7 +6,7 @@ import traceback
 import typer
 from typer.exceptions import TyperException
 
-from monitor.cli import checks, configuration, dashboards, incidents, notify, reports, rota, runbook, running, silences
+from monitor.cli import checks, configuration, dashboards, incidents, notify, outbox, reports, rota, runbook, running, silences
 from monitor.cli.opening import EXIT_UNKNOWN, say_error
 from monitor.errors import MonitorError
 
@@ -25,6 +25,7 @@ runbook.register(app)
 reports.register(app)
 dashboards.register(app)
 notify.register(app)
+outbox.register(app)
 silences.register(app)
 rota.register(app)
 configuration.register(app)

@@ -122,7 +122,11 @@ def _channels(document: Document, notifiers: Mapping[str, AnyNotifier]) -> dict[
         own = {key: value for key, value in raw.items() if key not in common}
         config = validate(document, notifier.config, own, at, also=common)
         if config:
-            channels[name] = Channel(name=name, notifier=notifier, config=config)
+            channels[name] = Channel(name, notifier, config, table.fallback, table.fallback_after)
+        if table.fallback is not None:
+            check_channel(document, (*at, "fallback"), table.fallback)
+            if table.fallback == name:
+                document.add((*at, "fallback"), "a channel cannot stand in for itself", "name another one")
     return channels
 
 

@@ -102,6 +102,10 @@ class CheckTable(Table):
 
 class ChannelTable(Table):
     notifier: Text = Field(description="Name of the notifier.")
+    fallback: Text | None = Field(
+        default=None, description="Another channel that is told when this one could not be, for `fallback_after` or for good."
+    )
+    fallback_after: Duration = Field(default=300.0, ge=10, description="How long this channel may try alone.")
 
 
 class StepTable(Table):

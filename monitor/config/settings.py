@@ -50,6 +50,9 @@ class Channel:
     name: str
     notifier: AnyNotifier
     config: PluginConfig
+    fallback: str | None = None
+    """Another channel that is told when this one could not be."""
+    fallback_after_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,17 @@ class IncidentStore:
                 self._save(connection, decided, now)
             return (decided.incidents[-1] if decided.incidents else before), decided
 
+    def reroute(self, row_id: int, incident_id: str, decision: Callable[[Incident], Decision], now: datetime) -> Decision:
+        """Apply a decision because an outbox row reached nobody, once a row: the row remembers. Raises ``UsageError``."""
+        with self._database.write() as connection:
+            mark = update(outbox).where(outbox.c.id == row_id, outbox.c.fallback_at.is_(None)).values(fallback_at=now)
+            if connection.execute(mark).rowcount == 0:
+                return Decision()
+            decided = decision(_find(connection, incident_id))
+            if decided:
+                self._save(connection, decided, now)
+            return decided
+
     def due(self, now: datetime) -> tuple[str, ...]:
         """Ids of unresolved incidents that time alone changes by now: a step, a reminder, an acknowledgement that ends."""
         query = select(incidents.c.id).where(_LIVE_INCIDENT, incidents.c.wake_at <= now)

@@ -28,6 +28,24 @@ class ChannelQueue:
     attempts: int
     """Most attempts made so far on a pending row."""
     last_error: str | None
+    newest_dead: datetime | None = None
+    """When a row was last given up on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Undelivered:
+    """A row that tells of something wrong and has not reached anybody."""
+
+    id: int
+    incident_id: str
+    transition: Transition
+    channel: str
+    state: str
+    """pending, or dead when it was given up on."""
+    created_at: datetime
+    attempts: int
+    next_attempt_at: datetime
+    last_error: str | None
 
 
 class Outbox:
@@ -39,7 +57,7 @@ class Outbox:
     ) -> list[Notification]:
         """Lease due rows, P1 first: never a row whose predecessor on the same (incident, channel) is unfinished.
 
-        ``skip`` names channels that have no room now. A follow-up whose trigger never arrived is put aside as dead.
+        ``skip`` names channels that have no room now. A follow-up whose trigger never arrived is put aside.
         """
         due = and_(
             outbox.c.state == "pending",
@@ -54,7 +72,7 @@ class Outbox:
             for row in connection.execute(query).mappings().all():
                 first = _first_receipt(connection, row)
                 if first is None and row["transition"] not in _OPENERS:
-                    self._finish(connection, row["id"], now, {"state": "dead", "last_error": NEVER_TRIGGERED})
+                    self._finish(connection, row["id"], now, {"state": "superseded", "last_error": NEVER_TRIGGERED})
                     continue
                 lease = {"lease_owner": owner, "lease_until": now + timedelta(seconds=lease_s), "attempts": outbox.c.attempts + 1}
                 connection.execute(update(outbox).where(outbox.c.id == row["id"]).values(lease))
@@ -109,6 +127,7 @@ class Outbox:
                 func.min(case((pending, outbox.c.created_at))).label("oldest"),
                 func.coalesce(func.max(case((pending, outbox.c.attempts))), 0).label("attempts"),
                 newest_error.label("last_error"),
+                func.max(case((outbox.c.state == "dead", outbox.c.finished_at))).label("newest_dead"),
             )
             .where(or_(pending, outbox.c.state == "dead"))
             .group_by(outbox.c.channel)
@@ -117,11 +136,39 @@ class Outbox:
         with self._database.read() as connection:
             return tuple(ChannelQueue(**dict(row)) for row in connection.execute(query).mappings())
 
-    def next_due(self) -> datetime | None:
-        """When the next pending row may be tried, or None when nothing waits."""
+    def undelivered(self, *, limit: int = 1000) -> tuple[Undelivered, ...]:
+        """Everything that waits or was given up on, the oldest first."""
+        return self._undelivered(outbox.c.state.in_(("pending", "dead")), limit)
+
+    def to_reroute(self, channel: str, before: datetime, *, limit: int = 100) -> tuple[Undelivered, ...]:
+        """Rows of a channel that failed, were decided before that moment or given up on, and were not handed to another channel yet."""
+        failed = or_(outbox.c.state == "dead", and_(outbox.c.state == "pending", outbox.c.created_at <= before, outbox.c.attempts > 0))
+        opens = outbox.c.transition.in_(_OPENERS)
+        return self._undelivered(and_(outbox.c.channel == channel, failed, opens, outbox.c.fallback_at.is_(None)), limit)
+
+    def revive(self, row_id: int | None, now: datetime) -> int:
+        """Try one row again now, or with None all that wait or were given up on. Returns how many."""
+        chosen: Any = outbox.c.state.in_(("pending", "dead"))
+        if row_id is not None:
+            chosen = and_(chosen, outbox.c.id == row_id)
+        values = {"state": "pending", "next_attempt_at": now, "finished_at": None, "lease_until": None, "lease_owner": None}
+        with self._database.write() as connection:
+            return connection.execute(update(outbox).where(chosen).values(values)).rowcount
+
+    def _undelivered(self, where: Any, limit: int) -> tuple[Undelivered, ...]:
+        names = ("id", "incident_id", "channel", "state", "created_at", "attempts", "next_attempt_at", "last_error", "transition")
+        query = select(*(outbox.c[name] for name in names)).where(where).order_by(outbox.c.id).limit(limit)
+        with self._database.read() as connection:
+            rows = connection.execute(query).mappings().all()
+        return tuple(Undelivered(**{**row, "transition": Transition(row["transition"])}) for row in rows)
+
+    def next_due(self, skip: frozenset[str] = frozenset()) -> datetime | None:
+        """When the next pending row may be tried, or None when nothing waits; rows of the channels in ``skip`` do not count."""
         later: Any = func.max if self._database.is_sqlite else func.greatest
         ready = later(outbox.c.next_attempt_at, func.coalesce(outbox.c.lease_until, outbox.c.next_attempt_at))
-        query = select(func.min(ready, type_=outbox.c.next_attempt_at.type)).where(outbox.c.state == "pending", ~_blocked())
+        query = select(func.min(ready, type_=outbox.c.next_attempt_at.type)).where(
+            outbox.c.state == "pending", outbox.c.channel.not_in(skip), ~_blocked()
+        )
         with self._database.read() as connection:
             due: datetime | None = connection.execute(query).scalar()
             return due

@@ -150,7 +150,7 @@ outbox = Table(
     Column("dedup_key", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("severity", Integer, nullable=False),
-    Column("state", String(16), nullable=False),  # pending, sent, dead
+    Column("state", String(16), nullable=False),  # pending, sent, dead, superseded
     Column("created_at", Moment, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("next_attempt_at", Moment, nullable=False),
@@ -159,6 +159,7 @@ outbox = Table(
     Column("finished_at", Moment),
     Column("last_error", Text),
     Column("receipt", JSON),
+    Column("fallback_at", Moment),
     Index("outbox_pending", "next_attempt_at", sqlite_where=text("state = 'pending'"), postgresql_where=text("state = 'pending'")),
     Index("outbox_by_key", "incident_id", "channel", "id"),
 )

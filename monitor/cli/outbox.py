@@ -1,0 +1,58 @@
+"""``monitor outbox``: what has not reached anybody, why, and another attempt."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from monitor.cli.opening import DEFAULT_CONFIG, ConfigOption, JsonOption, ago, open_store, out, plain_table, print_json
+from monitor.clock import SystemClock
+from monitor.errors import UsageError
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="Notifications that wait, or were given up on.", no_args_is_help=True)
+    app.add_typer(group, name="outbox")
+
+    @group.command("list")
+    def list_(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+        """Show every notification that has not been delivered, with the last reason."""
+        now = SystemClock().now()
+        store = open_store(config)
+        try:
+            rows = store.outbox.undelivered()
+        finally:
+            store.close()
+        if as_json:
+            print_json([asdict(row) for row in rows])
+            return
+        if not rows:
+            out.print("[green]everything is delivered[/]")
+            return
+        table = plain_table("id", "incident", "what", "channel", "waits", "attempts", "state", "why")
+        for row in rows:
+            state = "[red]given up[/]" if row.state == "dead" else f"next in {ago(now, row.next_attempt_at)}"
+            table.add_row(
+                str(row.id), row.incident_id, row.transition.value, escape(row.channel), ago(row.created_at, now), str(row.attempts),
+                state, escape(row.last_error or ""),
+            )  # fmt: skip
+        out.print(table)
+
+    @group.command("retry")
+    def retry(
+        row_id: Annotated[int | None, typer.Argument(metavar="[ID]", help="The notification's id.")] = None,
+        every: Annotated[bool, typer.Option("--all", help="All that wait or were given up on.")] = False,
+        config: ConfigOption = DEFAULT_CONFIG,
+    ) -> None:
+        """Try again now; what was given up on too."""
+        if (row_id is None) is not every:
+            raise UsageError("name one notification, or say --all")
+        store = open_store(config)
+        try:
+            count = store.outbox.revive(row_id, SystemClock().now())
+        finally:
+            store.close()
+        if count == 0 and row_id is not None:
+            raise UsageError(f"no undelivered notification {row_id}: `monitor outbox list` lists them")
+        out.print(f"{count} will be tried again now")
