@@ -54,6 +54,11 @@ def show_matcher(matcher: Matcher) -> str:
     return f'{matcher.name}{operator}"{value}"'
 
 
+def literal(text: str) -> str:
+    """A text as an expression that matches only itself."""
+    return "".join(char if char.isalnum() or char == "_" else f"\\{char}" for char in text)
+
+
 def matches(matchers: Iterable[Matcher], labels: Mapping[str, str]) -> bool:
     """Whether every condition holds. A label that is not there has the value ""."""
     return all(_holds(matcher, labels.get(matcher.name, "")) for matcher in matchers)

@@ -41,6 +41,8 @@ class PagerDutyConfig(PluginConfig):
     """An Events API v2 integration. ``ca_file`` replaces the system's authorities, for a proxy or a test."""
 
     routing_key: Secret
+    webhook_secret: Secret | None = None
+    """Of a v3 webhook to ``/pagerduty/webhook``: who acknowledges there has it here."""
     base_url: HttpsUrl = "https://events.pagerduty.com"
     ca_file: LocalPath | None = None
 
@@ -85,6 +87,11 @@ def keys_of(notification: Notification) -> tuple[str, ...]:
     incident = notification.incident
     whole = notification.dedup_key
     return tuple((whole if number == 1 else f"{whole}.{number}")[:DEDUP_KEY_CHARS] for number in range(1, incident.asked + 1))
+
+
+def incident_of_key(key: str) -> str:
+    """The incident that a deduplication key belongs to."""
+    return key.partition(".")[0]
 
 
 def build_event(notification: Notification, now: datetime) -> dict[str, Any]:

@@ -54,6 +54,8 @@ class SlackConfig(PluginConfig):
     """A bot token with ``chat:write`` and a channel. ``ca_file`` replaces the system's authorities, for a proxy or a test."""
 
     token: Secret
+    signing_secret: Secret | None = None
+    """Of the app; with it, and ``/slack/interactions`` as the app's request URL, the cards have buttons to acknowledge and silence."""
     channel: str
     """``#name`` or a channel id."""
     base_url: HttpsUrl = "https://slack.com/api/"
@@ -79,7 +81,7 @@ class SlackConfig(PluginConfig):
 async def slack(ctx: NotifyContext, cfg: SlackConfig, notification: Notification) -> Receipt:
     """Posts one card per incident to a channel, edits it at every transition and keeps the history in its thread."""
     message = compose(notification, ctx.clock.now())
-    card = build_card(message)
+    card = build_card(message, interactive=cfg.signing_secret is not None)
     first = _first_card(notification)
     try:
         async with asyncio.timeout(ctx.deadline_s), _client(cfg, ctx.deadline_s) as client:

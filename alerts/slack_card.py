@@ -30,7 +30,11 @@ STATUS_SIGNS = {
 Block = dict[str, Any]
 
 
-def build_card(message: Message) -> dict[str, Any]:
+ACKNOWLEDGE, SILENCE = "acknowledge", "silence-1h"
+"""Action ids of the buttons; their value is the incident's id."""
+
+
+def build_card(message: Message, *, interactive: bool = False) -> dict[str, Any]:
     """``text`` (for previews and screen readers), ``blocks`` (the header) and one coloured ``attachments`` entry with the rest."""
     sign = STATUS_SIGNS[Transition.RESOLVED] if message.over else SIGNS[message.severity]
     header = {"type": "header", "text": _plain(f"{sign} {message.title}", HEADER_CHARS)}
@@ -39,8 +43,9 @@ def build_card(message: Message) -> dict[str, Any]:
         body.append(_section(f"*Evidence*\n{_code(chr(10).join(message.evidence), SECTION_CHARS - 40)}"))
     if message.first_step and not message.over:
         body.append(_section(f"*First step*\n{_code(message.first_step, SECTION_CHARS - 40)}"))
-    if message.links:
-        body.append(_buttons(message))
+    buttons = [*(_actions(message) if interactive else ()), *_links(message)]
+    if buttons:
+        body.append({"type": "actions", "elements": buttons})
     body.append({"type": "context", "elements": [_mrkdwn(f"Incident `{_escaped(message.incident_id, 100)}` · monitor", 300)]})
     return {
         "text": _escaped(as_line(message), FALLBACK_CHARS),
@@ -73,13 +78,22 @@ def _facts(message: Message) -> Block:
     return {"type": "section", "fields": [_mrkdwn(f"*{name}*\n{_escaped(text, FIELD_CHARS - 40)}", FIELD_CHARS) for name, text in rows]}
 
 
-def _buttons(message: Message) -> Block:
-    buttons = [
+def _actions(message: Message) -> list[Block]:
+    """What can be done from the card, as long as it makes sense."""
+    if message.over:
+        return []
+    value = message.incident_id
+    take = {"type": "button", "text": _plain("Acknowledge", 75), "style": "primary", "action_id": ACKNOWLEDGE, "value": value}
+    silence = {"type": "button", "text": _plain("Silence 1 h", 75), "action_id": SILENCE, "value": value}
+    return [silence] if message.transition is Transition.ACKED else [take, silence]
+
+
+def _links(message: Message) -> list[Block]:
+    return [
         {"type": "button", "text": _plain(link.title, 75), "url": link.url, "action_id": f"link-{number}"}
         for number, link in enumerate(message.links)
         if len(link.url) <= URL_CHARS
     ]
-    return {"type": "actions", "elements": buttons}
 
 
 def _section(text: str) -> Block:

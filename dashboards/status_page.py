@@ -113,8 +113,10 @@ def render_fragment(given: PageInput) -> str:
     return _JINJA.get_template("fragment.html").render(_context(given))
 
 
-def render_incident(incident: Incident, timeline: tuple[TimelineEntry, ...], now: datetime, version: str = "") -> str:
-    """The page of one incident: evidence, first step, who was told and is next, and its history."""
+def render_incident(
+    incident: Incident, timeline: tuple[TimelineEntry, ...], now: datetime, version: str = "", *, can_take: bool = False
+) -> str:
+    """The page of one incident: evidence, first step, who was told and is next, and its history; a form to take it with the token."""
     rungs = [
         {
             "who": step.who,
@@ -132,6 +134,7 @@ def render_incident(incident: Incident, timeline: tuple[TimelineEntry, ...], now
         now=now,
         version=version,
         mark=_incident_mark(incident),
+        can_take=can_take and incident.state is IncidentState.OPEN,
     )
 
 

@@ -1,15 +1,17 @@
 """What the doors may ask and change about alerts and silences while the program runs; each change is durable when it returns."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
+from alerts.matchers import literal
 from alerts.muting import EXPIRED_KEPT, Muting
 from alerts.posted import PostedAlert
-from alerts.silences import expire
+from alerts.silences import build, expire
 from monitor.clock import Clock
 from monitor.config.settings import Settings
-from monitor.domain import Alert, Silence
-from monitor.engine import Engine
+from monitor.domain import Alert, Incident, Matcher, Silence, TimelineEntry
+from monitor.engine import Engine, acknowledge
+from monitor.errors import UsageError
 from monitor.intake import Intake
 from monitor.store import Store, StoreThread
 
@@ -19,6 +21,7 @@ class Alerting:
 
     def __init__(self, engine: Engine, intake: Intake, *, store: Store, thread: StoreThread, clock: Clock, version: str) -> None:
         self._engine = engine
+        self._wake_delivery = engine.wake_delivery
         self._intake = intake
         self._store = store
         self._thread = thread
@@ -36,6 +39,33 @@ class Alerting:
     async def post(self, posted: Sequence[PostedAlert]) -> tuple[str, ...]:
         """Store foreign alerts. Returns why some of them were not acceptable."""
         return await self._intake.post(posted)
+
+    async def acknowledge(self, incident_id: str, who: str, note: str = "") -> Incident:
+        """Take an incident, from whatever door. Raises ``UsageError``."""
+        incident, changed = await self._thread(acknowledge, self._store, incident_id, who, self._clock, note)
+        if changed:
+            self._wake_delivery()
+        return incident
+
+    async def note(self, incident_id: str, text: str, who: str) -> None:
+        """A line in an incident's history. Raises ``UsageError``."""
+        found = await self._thread(self._store.incidents.find, incident_id)
+        await self._thread(self._store.incidents.add_timeline, [TimelineEntry(found.id, self._clock.now(), "note", text, who)])
+
+    async def silence_incident(self, incident_id: str, who: str, seconds: float) -> Silence:
+        """Silence what holds an incident open now. Raises ``UsageError``."""
+        found = await self._thread(self._store.incidents.find, incident_id)
+        firing = await self._thread(self._store.incidents.firing_in, found.group)
+        names = sorted({dict(alert.labels).get("alertname", "") for alert in firing if alert.home == found.group})
+        services = sorted({dict(alert.labels).get("service", "") for alert in firing if alert.home == found.group})
+        if not names:
+            raise UsageError(f"incident {found.id} is over: there is nothing to silence")
+        now = self._clock.now()
+        matchers = (_one_of("alertname", names), _one_of("service", services))
+        silence = build(matchers, now, now + timedelta(seconds=seconds), who, f"asked for at incident {found.id}", now)
+        await self.save(silence)
+        await self.note(found.id, f"silenced until {silence.ends_at:%H:%M} UTC by {who}", who)
+        return silence
 
     async def firing(self) -> tuple[tuple[Alert, ...], Muting]:
         """Every alert that fires, and what may mute it, at one moment."""
@@ -56,3 +86,9 @@ class Alerting:
     async def expire(self, silence: Silence) -> None:
         """End a silence now; the engine asks again within a second."""
         await self.save(expire(silence, self._clock.now()))
+
+
+def _one_of(name: str, values: Sequence[str]) -> Matcher:
+    if len(values) == 1:
+        return Matcher(name, values[0])
+    return Matcher(name, "|".join(map(literal, values)), is_regex=True)

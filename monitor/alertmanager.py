@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from alerts.matchers import matches, show_matcher
+from alerts.matchers import literal, matches, show_matcher
 from alerts.muting import Muting, match_labels, silencing, state_of
 from alerts.posted import INSTANCE, PostedPolicy
 from monitor.config.settings import Settings
@@ -135,7 +135,7 @@ def _configuration(settings: Settings) -> Mapping[str, Any]:
     for word, severity in policy.severities.items():
         said[severity].append(word)
     children = [
-        {"receiver": severity.name, "matchers": [show_matcher(Matcher("severity", "|".join(map(_quoted, words)), is_regex=True))]}
+        {"receiver": severity.name, "matchers": [show_matcher(Matcher("severity", "|".join(map(literal, words)), is_regex=True))]}
         for severity, words in said.items()
     ]
     rules = [
@@ -152,11 +152,6 @@ def _configuration(settings: Settings) -> Mapping[str, Any]:
         "inhibit_rules": rules,
         "receivers": receivers(),
     }
-
-
-def _quoted(word: str) -> str:
-    """A word as a literal inside an expression."""
-    return "".join(char if char.isalnum() or char == "_" else f"\\{char}" for char in word)
 
 
 def _receives(expression: str, name: str) -> bool:

@@ -18,7 +18,7 @@ from alerts.muting import Muting
 from alerts.posted import INSTANCE
 from monitor.clock import Clock
 from monitor.config.settings import CheckInstance, Settings
-from monitor.domain import AlertPolicy, AlertState, CheckResult, Decision, Guide, Incident, Outcome
+from monitor.domain import AlertPolicy, AlertState, CheckResult, Decision, Guide, Incident, Outcome, TimelineEntry
 from monitor.errors import StoreError
 from monitor.memory import Memory
 from monitor.plugins import one_line
@@ -66,7 +66,7 @@ class Engine:
         self._clock = clock
         self._guides = guides
         self._on_result = on_result
-        self._wake_delivery = wake_delivery
+        self.wake_delivery = wake_delivery
         self._memory = memory or Memory()
         self._look_soon = look_soon
         self._fellers = _fellers(settings)
@@ -245,7 +245,7 @@ class Engine:
         for entry in decided.timeline:
             log.info("incident", incident=entry.incident_id, event_kind=entry.kind, text=entry.text)
         if decided.intents:
-            self._wake_delivery()
+            self.wake_delivery()
 
     def _store_failed(self, exc: StoreError) -> None:
         if self.store_error is None:
@@ -266,15 +266,22 @@ def _fellers(settings: Settings) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def acknowledge(store: Store, incident_id: str, who: str, clock: Clock) -> tuple[Incident, bool]:
+def acknowledge(store: Store, incident_id: str, who: str, clock: Clock, note: str = "") -> tuple[Incident, bool]:
     """Somebody takes an incident: its escalation stops and everybody told hears who. The one way in, for every door.
 
-    ``incident_id`` may be a unique beginning. Returns the incident and whether this call changed it. Raises ``UsageError``.
+    ``incident_id`` may be a unique beginning; ``note`` goes to the timeline first. Returns the incident and whether this call changed
+    it. Raises ``UsageError``.
     """
     now, who = clock.now(), one_line(who) or "unknown"
     found = store.incidents.find(incident_id)
-    incident, decided = store.incidents.change(found.id, lambda current: escalation.acknowledge(current, who, now), now)
-    return incident, bool(decided)
+
+    def take(current: Incident) -> Decision:
+        decided = escalation.acknowledge(current, who, now)
+        said = Decision(timeline=(TimelineEntry(current.id, now, "note", one_line(note), who),)) if note else Decision()
+        return escalation.join(said, decided)
+
+    incident, decided = store.incidents.change(found.id, take, now)
+    return incident, bool(decided.incidents)
 
 
 def _unsettled(state: AlertState, good_runs: int) -> bool:

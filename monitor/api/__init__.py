@@ -16,6 +16,7 @@ from starlette.staticfiles import StaticFiles
 from dashboards.status_page import CONTENT_SECURITY_POLICY, STATIC, PageInput, render_fragment, render_incident, render_page
 from monitor.alerting import Alerting
 from monitor.api.alertmanager import alertmanager_routes
+from monitor.api.doors import door_routes
 from monitor.api.pings import ping_routes
 from monitor.domain import Incident, TimelineEntry
 from monitor.errors import ConfigError, StoreError, UsageError
@@ -51,6 +52,7 @@ def create_api(answers: Answers) -> FastAPI:
     api.include_router(_pages(answers))
     api.include_router(_operations(answers))
     api.include_router(ping_routes(answers.ping))
+    api.include_router(door_routes(answers.alerting, lambda bearer: _refuse(answers.token(), bearer)))
     api.include_router(
         alertmanager_routes(answers.alerting, lambda request: _refuse(answers.token(), request.headers.get("Authorization", "")))
     )
@@ -75,7 +77,8 @@ def _pages(answers: Answers) -> APIRouter:
             incident, timeline = await answers.incident(incident_id)
         except UsageError as exc:
             return PlainTextResponse(f"{exc}\n", 404)
-        return HTMLResponse(render_incident(incident, timeline, answers.now(), answers.version))
+        can_take = answers.token() is not None
+        return HTMLResponse(render_incident(incident, timeline, answers.now(), answers.version, can_take=can_take))
 
     return routes
 
