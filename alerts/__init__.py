@@ -6,11 +6,13 @@ Re-exports the contract, for authors of notifiers; ``BUILTINS`` lists the notifi
 from alerts.email import email
 from alerts.pagerduty import pagerduty
 from alerts.slack import slack
+from alerts.tickets import github, jira
+from alerts.webhook import webhook
 from monitor.domain import Notification, Receipt
 from monitor.errors import DeliveryError
 from monitor.plugins import AnyNotifier, Notifier, NotifyContext, PluginConfig, Secret, notifier
 
-BUILTINS: tuple[AnyNotifier, ...] = (pagerduty, slack, email)
+BUILTINS: tuple[AnyNotifier, ...] = (pagerduty, slack, email, github, jira, webhook)
 
 __all__ = [
     "BUILTINS",
