@@ -50,6 +50,8 @@ class Policy:
     people: People = field(default_factory=People)
     responses: Mapping[Severity, ResponsePolicy] = field(default_factory=dict)
     muting: Muting = field(default_factory=Muting)
+    flapping: bool = False
+    """Whether the check swings between good and bad: then one bad run raises, and nothing resolves until it is calm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ def decide(known: Known, result: CheckResult, policy: Policy, now: datetime) -> 
     look clears. An incident opens when the first alert of its group fires and resolves when the last one does.
     """
     was = {alert.fingerprint: alert for alert in known.alerts}
-    judged = _judge_alerts(known, result, policy.alert, now)
+    judged = _judge_alerts(known, result, policy.alert, now, flapping=policy.flapping)
     changed = [_attribute(was.get(alert.fingerprint), alert, known, policy) for alert in judged]
     return fold(known, tuple(alert for alert in changed if alert != was.get(alert.fingerprint)), policy, now)
 
@@ -109,7 +111,7 @@ def _findings(result: CheckResult, blind_severity: Severity) -> tuple[Finding, .
 # --- alerts ----------------------------------------------------------------------------------------------------------
 
 
-def _judge_alerts(known: Known, result: CheckResult, policy: AlertPolicy, now: datetime) -> tuple[Alert, ...]:
+def _judge_alerts(known: Known, result: CheckResult, policy: AlertPolicy, now: datetime, *, flapping: bool) -> tuple[Alert, ...]:
     mine = {alert.fingerprint: alert for alert in known.alerts if alert.instance == result.instance}
     seen: dict[str, Finding] = {}
     for finding in _findings(result, policy.blind_severity):
@@ -117,10 +119,10 @@ def _judge_alerts(known: Known, result: CheckResult, policy: AlertPolicy, now: d
         known_one = seen.get(print_)
         if known_one is None or _severity(finding) < _severity(known_one):  # two findings of one identity: the worse counts
             seen[print_] = finding
-    after = policy.blind_after if result.outcome is Outcome.BLIND else policy.fail_after
+    after = policy.blind_after if result.outcome is Outcome.BLIND else 1 if flapping else policy.fail_after
     judged = [_worsen(mine.get(print_), print_, finding, result, after, now) for print_, finding in seen.items()]
     if result.outcome is not Outcome.BLIND:
-        judged += [_improve(alert, policy.recover_after, now) for print_, alert in mine.items() if print_ not in seen]
+        judged += [_improve(alert, policy.recover_after, now, flapping=flapping) for print_, alert in mine.items() if print_ not in seen]
     return tuple(alert for alert in judged if alert != mine.get(alert.fingerprint))
 
 
@@ -159,8 +161,10 @@ def _worsen(old: Alert | None, print_: str, finding: Finding, result: CheckResul
     return seen_now
 
 
-def _improve(old: Alert, recover_after: int, now: datetime) -> Alert:
-    good = old.good_runs + 1
+def _improve(old: Alert, recover_after: int, now: datetime, *, flapping: bool) -> Alert:
+    good = min(old.good_runs + 1, recover_after)
+    if flapping and old.state is AlertState.FIRING:
+        return replace(old, good_runs=good)
     if old.state is AlertState.PENDING or good >= recover_after:
         return replace(old, state=AlertState.RESOLVED, good_runs=good, bad_runs=0, resolved_at=now)
     return replace(old, good_runs=good)

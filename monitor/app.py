@@ -15,6 +15,7 @@ from monitor.alerting import Alerting
 from monitor.api import Answers, create_api
 from monitor.clock import Clock, SystemClock
 from monitor.config.settings import CheckInstance, Settings
+from monitor.deadman import DeadMan
 from monitor.delivery import Delivery
 from monitor.engine import Engine
 from monitor.errors import ConfigError, MonitorError, Problem, StoreError
@@ -80,6 +81,7 @@ class App:
         self._engine.each_round = SelfWatch(self._engine, store=store, thread=thread, clock=clock).look
         self._alerting = Alerting(self._engine, self._intake, store=store, thread=thread, clock=clock, version=VERSION)
         self._views = Views(self._engine, store=store, thread=thread, clock=clock, version=VERSION)
+        self._deadman = DeadMan(lambda: self._settings, self._unready, store=store, thread=thread, clock=clock, show=self._exposition)
         self._last_pulse = clock.monotonic()
         self._shown: set[str] = set()
         self._reloading = asyncio.Lock()
@@ -103,7 +105,7 @@ class App:
             with self._signals():
                 log.info("started", address=f"http://{self._settings.listen_host}:{self.port}", checks=len(self._settings.instances))
                 async with asyncio.TaskGroup() as group:
-                    loops = (self._scheduler, self._engine, self._intake, self._delivery, self._reports)
+                    loops = (self._scheduler, self._engine, self._intake, self._delivery, self._reports, self._deadman)
                     tasks = [group.create_task(part.serve(), name=type(part).__name__) for part in loops]
                     tasks += [group.create_task(self._pulse(), name="pulse"), group.create_task(self._refresh_gauges(), name="gauges")]
                     http = group.create_task(server.serve(sockets=[self._socket]), name="http")

@@ -14,6 +14,7 @@ import structlog
 
 from alerts import escalation
 from alerts.decide import Policy, decide, groups_of, retire, settle
+from alerts.flapping import is_flapping
 from alerts.muting import Muting
 from alerts.posted import INSTANCE
 from monitor.clock import Clock
@@ -74,6 +75,8 @@ class Engine:
         """When the last round of ``serve`` ended, on the monotonic clock."""
         self._keys = frozenset(instance.key for instance in settings.instances)
         self._unquiet: set[str] = set()
+        self.flapping: set[str] = set()
+        """Keys of the instances that swing between good and bad."""
         self._unsaved: deque[CheckResult] = deque(maxlen=MAX_UNSAVED)
         self._next_prune = clock.monotonic()
         self.each_round: Callable[[], Awaitable[None]] = _nothing
@@ -93,6 +96,7 @@ class Engine:
         self._fellers = _fellers(settings)
         for key in self.latest.keys() - self._keys:
             del self.latest[key], self.recent[key]
+            self.flapping.discard(key)
 
     async def run(self, instance: CheckInstance) -> bool:
         """Run one check and commit what it changes. True when a quick re-check would settle something sooner."""
@@ -101,6 +105,7 @@ class Engine:
             return False
         self.latest[instance.key] = result
         self.recent[instance.key] = (*self.recent.get(instance.key, ())[1 - RECENT_OUTCOMES :], result.outcome)
+        self._watch_flapping(instance.key)
         self._unsaved.append(result)
         self._on_result(result)
         if result.outcome is Outcome.OK and instance.key not in self._unquiet:
@@ -152,6 +157,7 @@ class Engine:
                 return Decision()
             groups = groups_of(result)
             policy = replace(self.policy(instance.policy), depends_on=instance.depends_on, muting=self.muting(now))
+            policy = replace(policy, flapping=instance.key in self.flapping)
             return self._store.incidents.decide(instance.key, groups, lambda known: decide(known, result, policy, now), now, causes)
 
         self._unquiet.add(instance.key)  # before: whatever fails from here on, the next good run is looked at
@@ -162,7 +168,16 @@ class Engine:
             self._look_soon(self._suspects(instance))  # is it a symptom? the cause is asked before this is confirmed
         if instance.key not in await self._thread(self._store.incidents.live_instances):
             self._unquiet.discard(instance.key)
+        if instance.key in self.flapping:  # quick looks would see it calm
+            return False
         return any(_unsettled(decided_alert.state, decided_alert.good_runs) for decided_alert in decided.alerts)
+
+    def _watch_flapping(self, key: str) -> None:
+        was = key in self.flapping
+        if is_flapping(self.recent[key], was) is was:
+            return
+        (self.flapping.discard if was else self.flapping.add)(key)
+        log.info("check is calm again" if was else "check flaps: one alert stays open until it is calm", check=key)
 
     def _suspects(self, instance: CheckInstance) -> list[str]:
         """The instances that could name the cause of what this one found."""

@@ -13,7 +13,7 @@ from alerts.severity import BusinessHours
 from monitor.config.document import Document, nearest, no_such
 from monitor.config.instances import build_instances
 from monitor.config.lines import KeyPath
-from monitor.config.model import BusinessHoursTable, ChannelTable, DailyTable, MonitorTable, ServiceTable
+from monitor.config.model import BusinessHoursTable, ChannelTable, DailyTable, DeadmanTable, MonitorTable, ServiceTable
 from monitor.config.people import build_escalation, build_people, build_responses, check_channel
 from monitor.config.planned import build_inhibitions, build_posted, build_windows
 from monitor.config.settings import Channel, DailyReport, Settings
@@ -34,6 +34,7 @@ TABLES = (
     "maintenance",
     "inhibit",
     "alertmanager",
+    "deadman",
     "reports",
 )
 _WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -53,6 +54,7 @@ def build_settings(document: Document, checks: Mapping[str, AnyCheck], notifiers
     people = build_people(document, timezone, hours)
     windows, inhibitions = build_windows(document, timezone), build_inhibitions(document)
     posted = build_posted(document)
+    deadman = validate(document, DeadmanTable, document.table(("deadman",)), ("deadman",)) if "deadman" in document.data else None
     daily = _daily_report(document, channels)
     if monitor:
         _refuse_own_address(document, monitor.listen, services)
@@ -75,6 +77,8 @@ def build_settings(document: Document, checks: Mapping[str, AnyCheck], notifiers
         windows=windows,
         inhibitions=inhibitions,
         posted=posted,
+        deadman_url=deadman.url if deadman else None,
+        deadman_every_s=deadman.every if deadman else 60.0,
         daily_report=daily,
         history_days=monitor.history,
     )

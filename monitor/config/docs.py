@@ -24,6 +24,7 @@ from monitor.config.model import (
     CheckTable,
     ContactTable,
     DailyTable,
+    DeadmanTable,
     InhibitTable,
     MaintenanceTable,
     MonitorTable,
@@ -80,6 +81,9 @@ when the window closes before the incident does. Either `starts` and `ends`, or 
 _ALERTMANAGER = """\
 How alerts become incidents that Prometheus or amtool send to `/api/v2/alerts`, by the token of `[monitor]`. They take the same way as
 our own: escalation, silences, acknowledgement. The table may be left out."""
+_DEADMAN = """\
+Who watches the monitor? A service outside that waits for its beats. It beats only while it does its work: the state can be written, the
+loop is on time, no escalation is overdue, no notification waits untried. Without the table, it beats nowhere."""
 _INHIBIT = """\
 While something fires, something else tells nobody, as in Alertmanager. What services and checks depend on needs no rule here: see
 `depends_on`."""
@@ -136,6 +140,7 @@ def _lines(all_checks: Iterable[AnyCheck], notifiers: Iterable[AnyNotifier]) -> 
     yield from _section("## `[response.P1]`", _RESPONSE, ResponseTable)
     yield from _section("## `[maintenance.NAME]`", _MAINTENANCE, MaintenanceTable)
     yield from _section("## `[alertmanager]`", _ALERTMANAGER, AlertmanagerTable)
+    yield from _section("## `[deadman]`", _DEADMAN, DeadmanTable)
     yield from _section("## `[[inhibit]]`", _INHIBIT, InhibitTable)
     yield from _section("## `[reports.daily]`", "The daily checklist. Without the table, none is sent.", DailyTable)
 

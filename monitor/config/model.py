@@ -164,6 +164,11 @@ class MaintenanceTable(Table):
     timezone: Timezone | None = Field(default=None, description="Of the schedule; without it, the one of `[monitor]`.")
 
 
+class DeadmanTable(Table):
+    url: Secret = Field(description="Where to POST a beat: a check of Healthchecks, or `/ping/KEY` of another monitor. It is a secret.")
+    every: Annotated[Duration, Field(ge=1, le=3600)] = Field(default=60.0, description="How often.")
+
+
 class AlertmanagerTable(Table):
     severities: dict[str, Literal["P1", "P2", "P3", "P4"]] = Field(
         default={"critical": "P1", "page": "P1", "error": "P2", "high": "P2", "warning": "P3", "info": "P4", "none": "P4"},

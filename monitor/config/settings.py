@@ -91,5 +91,8 @@ class Settings:
     windows: tuple[Window, ...] = ()
     """Planned maintenance."""
     inhibitions: tuple[Inhibition, ...] = ()
+    deadman_url: SecretStr | None = None
+    """Where the dead man's switch beats, if anywhere."""
+    deadman_every_s: float = 60.0
     posted: PostedPolicy = field(default_factory=PostedPolicy)
     """How alerts that others send become ours."""

@@ -31,6 +31,7 @@ NOTIFICATIONS = Metric(
     ("channel", "outcome"),
     "counter",
 )
+DEADMAN_BEAT = Metric("monitor_deadman_last_beat_timestamp_seconds", "When the service outside last took a beat; absent before the first.")
 LOOP_LAG = Metric("monitor_loop_lag_seconds", "How late the event loop ran its last timer.")
 SCHEDULER_LATE = Metric("monitor_scheduler_late_seconds", "How late the latest due check was started.")
 SCHEDULER_SKIPPED = Metric("monitor_scheduler_skipped_total", "Runs left out because the run before was still going.", (), "counter")
@@ -63,6 +64,7 @@ OWN = (
     OUTBOX_OLDEST,
     OUTBOX_DEAD,
     NOTIFICATIONS,
+    DEADMAN_BEAT,
     LOOP_LAG,
     SCHEDULER_LATE,
     SCHEDULER_SKIPPED,

@@ -81,6 +81,13 @@ class IncidentStore:
         with self._database.read() as connection:
             return tuple(connection.execute(query.order_by(incidents.c.severity)).scalars())
 
+    def overdue_s(self, now: datetime) -> float:
+        """How long ago the oldest moment passed at which time should have changed an incident; 0 when nothing is overdue."""
+        query = select(func.min(incidents.c.wake_at, type_=incidents.c.wake_at.type)).where(_LIVE_INCIDENT)
+        with self._database.read() as connection:
+            oldest: datetime | None = connection.execute(query).scalar()
+        return 0.0 if oldest is None else max(0.0, (now - oldest).total_seconds())
+
     def firing(self) -> tuple[Alert, ...]:
         """Every alert that fires now."""
         query = select(alerts).where(alerts.c.state == AlertState.FIRING.value).order_by(alerts.c.fingerprint)

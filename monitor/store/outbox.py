@@ -162,6 +162,15 @@ class Outbox:
             rows = connection.execute(query).mappings().all()
         return tuple(Undelivered(**{**row, "transition": Transition(row["transition"])}) for row in rows)
 
+    def untried_s(self, now: datetime) -> float:
+        """For how long the oldest row that may be sent has been due without an attempt; 0 when there is none."""
+        query = select(func.min(outbox.c.next_attempt_at, type_=outbox.c.next_attempt_at.type)).where(
+            outbox.c.state == "pending", or_(outbox.c.lease_until.is_(None), outbox.c.lease_until <= now), ~_blocked()
+        )
+        with self._database.read() as connection:
+            oldest: datetime | None = connection.execute(query).scalar()
+        return 0.0 if oldest is None else max(0.0, (now - oldest).total_seconds())
+
     def next_due(self, skip: frozenset[str] = frozenset()) -> datetime | None:
         """When the next pending row may be tried, or None when nothing waits; rows of the channels in ``skip`` do not count."""
         later: Any = func.max if self._database.is_sqlite else func.greatest

@@ -133,7 +133,7 @@ def test_the_sample_itself_is_good(tmp_path: Path) -> None:
 ROWS = [
     # unknown tables and keys
     ("[monitor]", "[moniter] #!", "moniter", "unknown table", 'did you mean "monitor"?'),
-    ("[monitor]", "[zzz] #!\n[monitor]", "zzz", "unknown table", "valid here: alertmanager, business_hours, channels, checks, contacts, escalation, inhibit, maintenance, monitor, reports, response, rotations, services"),
+    ("[monitor]", "[zzz] #!\n[monitor]", "zzz", "unknown table", "valid here: alertmanager, business_hours, channels, checks, contacts, deadman, escalation, inhibit, maintenance, monitor, reports, response, rotations, services"),
     ("listen =", "listn = 'x' #!\nlisten =", "monitor.listn", "unknown key", 'did you mean "listen"?'),
     ("url = ", "URL = 'x' #!\nurl = ", "services.auth.URL", "unknown key", 'did you mean "url"?'),
     ('every = "15s"', 'evry = "15s" #!', "checks.ping.evry", "unknown key", 'did you mean "every"?'),

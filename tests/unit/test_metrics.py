@@ -193,7 +193,7 @@ def test_promtool_finds_nothing_to_complain_about() -> None:
     exposition = Exposition("1")
     exposition.seed_channels(["pagerduty", "slack"])
     exposition.record(result(LATENCY(1, phase='q"uo\\te\n'), USED(float("nan"), state="idle")))
-    for metric in (names.STORE_UP, names.CONFIG_RELOAD_SUCCESSFUL, names.CONFIG_RELOAD_SUCCESS_TIME):
+    for metric in (names.DEADMAN_BEAT, names.STORE_UP, names.CONFIG_RELOAD_SUCCESSFUL, names.CONFIG_RELOAD_SUCCESS_TIME):
         exposition.set(metric, 1)
     exposition.set(names.OWN_CONNECTS, 1, service="db", kind="held")
     for metric in (names.OWN_STATEMENTS, names.OWN_BUSY):
