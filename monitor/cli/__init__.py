@@ -6,7 +6,7 @@ import traceback
 import typer
 from typer.exceptions import TyperException
 
-from monitor.cli import checks, configuration, dashboards, incidents, notify, outbox, reports, rota, runbook, running, silences
+from monitor.cli import checks, configuration, dashboards, explain, incidents, notify, outbox, reports, rota, runbook, running, silences
 from monitor.cli.opening import EXIT_UNKNOWN, say_error
 from monitor.errors import MonitorError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 running.register(app)
 checks.register(app)
 incidents.register(app)
+explain.register(app)
 runbook.register(app)
 reports.register(app)
 dashboards.register(app)

@@ -94,6 +94,21 @@ class IncidentStore:
         with self._database.read() as connection:
             return tuple(alert_of(row) for row in connection.execute(query).mappings())
 
+    def live_alerts(self) -> tuple[Alert, ...]:
+        """Every alert that is pending or firing."""
+        with self._database.read() as connection:
+            return tuple(alert_of(row) for row in connection.execute(select(alerts).where(_LIVE_ALERT)).mappings())
+
+    def alerts_of(self, incident: Incident) -> tuple[Alert, ...]:
+        """The alerts that fold into an incident; of one that is over, those of its group that ended while it was open."""
+        query = select(alerts).where(alerts.c.group_key == incident.group)
+        if incident.resolved_at is None:
+            query = query.where(_LIVE_ALERT)
+        else:
+            query = query.where(alerts.c.resolved_at >= incident.opened_at, alerts.c.resolved_at <= incident.resolved_at)
+        with self._database.read() as connection:
+            return tuple(alert_of(row) for row in connection.execute(query).mappings())
+
     def firing_in(self, group: str) -> tuple[Alert, ...]:
         """The alerts of one group that fire now."""
         query = select(alerts).where(alerts.c.state == AlertState.FIRING.value, alerts.c.group_key == group)

@@ -97,3 +97,20 @@ async def test_who_was_told_before_the_silence_hears_the_end_during_it(watched: 
 async def test_a_dry_run_shows_and_changes_nothing(watched: Watched) -> None:
     assert "would silence" in await watched.cli("silence", "add", "service=web", "-m", "why", "--dry-run")
     assert watched.store.silences.list() == ()
+
+
+async def test_explain_names_the_silence_the_next_step_and_the_check(watched: Watched) -> None:
+    assert "fires after 1 bad runs" in await watched.cli("explain", "http_health/web")
+    await watched.target.down()
+    await watched.paged("trigger")
+    found = watched.incident()
+    assert found is not None
+    said = await watched.cli("explain", found.id[:6])
+    assert "P1 ServiceDown on web by http_health/web, fires since" in said.replace("\n", " ").replace("  ", " ")
+    await watched.cli("silence", "add", "service=web", "-m", "known")
+    await watched.incident_is(IncidentState.OPEN, muted=True)
+    told = json.loads(await watched.cli("explain", found.id, "--json"))
+    assert any("known" in line for line in told["told"])
+    assert "the first of what mutes ends" in told["coming"][0]["what"]
+    rows = json.loads(await watched.cli("stats", "--json"))
+    assert (rows[0]["severity"], rows[0]["incidents"]) == ("P1", 1)
