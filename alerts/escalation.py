@@ -16,6 +16,8 @@ from monitor.domain import (
 )
 
 NOBODY = People()
+NOBODY_REACHED_S = 300.0
+"""How soon to try again when no step of a chain reached anybody."""
 
 
 def join(*decisions: Decision) -> Decision:
@@ -56,8 +58,10 @@ def climb(incident: Incident, now: datetime, transition: Transition, people: Peo
             timeline.append(TimelineEntry(incident.id, now, means.value, f"{reason}; by {', '.join(reached.channels)}"))
         step += 1
     next_at = _due_at(incident, step, people) if step < len(incident.chain) else None
-    remind_s = incident.response.remind_s
-    remind_at = now + timedelta(seconds=remind_s) if next_at is None and remind_s is not None and told else None
+    remind_s = incident.response.remind_s if told else NOBODY_REACHED_S
+    remind_at = now + timedelta(seconds=remind_s) if next_at is None and remind_s is not None else None
+    if next_at is None and not told and incident.chain:
+        timeline.append(TimelineEntry(incident.id, now, "note", f"nobody could be told: asked again in {_span(NOBODY_REACHED_S)}"))
     climbed = replace(incident, step=step, told=tuple(told), next_escalation_at=next_at, remind_at=remind_at)
     return Decision(incidents=(climbed,), intents=tuple(intents), timeline=tuple(timeline))
 
@@ -77,7 +81,9 @@ def escalate(incident: Incident, now: datetime, people: People = NOBODY) -> Deci
     if incident.next_escalation_at is not None and incident.next_escalation_at <= now:
         decided = join(decided, climb(incident, now, Transition.ESCALATED, people))
     elif incident.remind_at is not None and incident.remind_at <= now:
-        decided = join(decided, _remind(incident, now))
+        decided = join(
+            decided, _remind(incident, now) if incident.told else climb(_asked_anew(incident, now), now, Transition.TRIGGERED, people)
+        )
     return decided
 
 

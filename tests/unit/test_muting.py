@@ -188,6 +188,18 @@ def test_a_step_that_reaches_nobody_is_said_and_skipped_at_once() -> None:
     assert climbed.incidents[-1].next_escalation_at == T0 + 30 * MINUTE
 
 
+def test_when_no_step_reaches_anybody_it_asks_again_until_one_does() -> None:
+    chain = (EscalationStep(0, "on-call", contacts=("anna",)),)
+    lost = escalation.climb(incident(chain=chain), T0, Transition.TRIGGERED, People())
+    assert told(lost) == []
+    assert "nobody could be told" in lost.timeline[-1].text
+    assert lost.incidents[-1].wake_at == T0 + 5 * MINUTE
+    again = escalation.escalate(lost.incidents[-1], T0 + 5 * MINUTE, People())
+    assert again.incidents[-1].wake_at == T0 + 10 * MINUTE
+    found = escalation.escalate(again.incidents[-1], T0 + 10 * MINUTE, People({"anna": ("page",)}))
+    assert told(found) == [(Transition.TRIGGERED, "page")]
+
+
 @pytest.mark.parametrize(
     ("matchers", "begin", "end", "reason"),
     [
