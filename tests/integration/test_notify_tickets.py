@@ -43,14 +43,9 @@ def configure(name: str, url: str, ca_file: str | None, **changes: Any) -> Plugi
         "jira": {"token": TOKEN, "user": USER, "project": "OPS", "base_url": url},
         "webhook": {"url": f"{url}/hook", "bearer": TOKEN, "secret": SECRET},
     }
-    return NOTIFIERS[name].config.model_construct(**_validated(name, {**values[name], "ca_file": ca_file, **changes}))
-
-
-def _validated(name: str, values: dict[str, Any]) -> dict[str, Any]:
-    model = NOTIFIERS[name].config
-    wrapped = {key: SecretStr(value) if key in {"token", "bearer", "secret"} else value for key, value in values.items()}
-    defaults = {key: field.get_default() for key, field in model.model_fields.items() if not field.is_required()}
-    return {**defaults, **wrapped}
+    given = {**values[name], "ca_file": ca_file, **changes}
+    secret = {key: SecretStr(value) for key, value in given.items() if key in {"token", "bearer", "secret"}}
+    return NOTIFIERS[name].config(**given | secret)
 
 
 @pytest.fixture
