@@ -12,6 +12,7 @@ from alerts.decide import Known
 from monitor.domain import Alert, AlertState, Decision, Incident, IncidentState, Severity, TimelineEntry
 from monitor.errors import UsageError
 from monitor.store.database import Database
+from monitor.store.outbox import supersede
 from monitor.store.rows import alert_of, alert_row, incident_of, incident_row, timeline_of
 from monitor.store.schema import alerts, incidents, outbox, timeline
 
@@ -194,12 +195,14 @@ class IncidentStore:
                     "dedup_key": intent.incident_id,
                     "reason": intent.reason,
                     "severity": severities[intent.incident_id],
-                    "state": "pending",
+                    "state": "superseded" if superseded else "pending",
                     "created_at": now,
                     "attempts": 0,
                     "next_attempt_at": now,
+                    "finished_at": now if superseded else None,
                 }
                 for intent in decision.intents
+                for superseded in (supersede(connection, intent, severities[intent.incident_id], now),)
             ]
             connection.execute(insert(outbox), rows_out)
 

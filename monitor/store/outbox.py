@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, case, func, insert, or_, select, update
 from sqlalchemy.orm import aliased
 
-from monitor.domain import Link, Notification, Receipt, TimelineEntry, Transition
+from monitor.domain import Intent, Link, Notification, Receipt, TimelineEntry, Transition
 from monitor.store.database import Database
 from monitor.store.rows import incident_of, receipt_of, receipt_row
 from monitor.store.schema import incidents, outbox, timeline
@@ -186,6 +186,28 @@ class Outbox:
         where = and_(outbox.c.id == row_id, outbox.c.state == "pending") if owner is None else _mine(row_id, owner)
         changes = {"finished_at": now, "lease_until": None, "lease_owner": None, **values}
         return connection.execute(update(outbox).where(where).values(changes)).rowcount == 1
+
+
+def supersede(connection: Connection, intent: Intent, severity: int, now: datetime) -> bool:
+    """Collapse what waits for the same incident and channel, and is not being sent now; True when the new row need not be sent either.
+
+    A notification shows the incident as it is when it is sent: while one that asks still waits, another one that asks says nothing
+    more; an acknowledgement that waits is overtaken by the end.
+    """
+    idle = or_(outbox.c.lease_until.is_(None), outbox.c.lease_until <= now)
+    waits = and_(outbox.c.incident_id == intent.incident_id, outbox.c.channel == intent.channel, outbox.c.state == "pending", idle)
+    if intent.transition is Transition.RESOLVED:
+        taken = and_(waits, outbox.c.transition == Transition.ACKED.value)
+        connection.execute(update(outbox).where(taken).values(state="superseded", finished_at=now))
+        return False
+    if intent.transition.value not in _OPENERS:
+        return False
+    last = select(outbox.c.id, outbox.c.transition).where(waits).order_by(outbox.c.id.desc()).limit(1)
+    found = connection.execute(last).first()
+    if found is None or found.transition not in _OPENERS:
+        return False
+    connection.execute(update(outbox).where(outbox.c.id == found.id, outbox.c.severity > severity).values(severity=severity))
+    return True
 
 
 def _blocked() -> Any:

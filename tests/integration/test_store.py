@@ -17,8 +17,10 @@ from monitor.domain import (
     AlertPolicy,
     AuditEntry,
     CheckResult,
+    Decision,
     EscalationStep,
     FindingKind,
+    Intent,
     Notification,
     Observed,
     Outcome,
@@ -313,3 +315,21 @@ def test_everything_an_incident_knows_of_time_is_kept(store: Store) -> None:
     muted, _ = store.incidents.change(opened.id, lambda known: mute(known, ("silence",), T0), T0)
     assert store.incidents.find(opened.id) == muted
     assert store.incidents.due(T0 + timedelta(days=1)) == ()
+
+
+def test_what_waits_is_overtaken_by_what_says_more(store: Store) -> None:
+    put(store, result(Outcome.FOUND))
+    (incident,) = store.incidents.list(unresolved=True)
+    remind = Decision(intents=(Intent(incident.id, Transition.REMINDED, "page", "still open"),), incidents=(incident,))
+    store.incidents.change(incident.id, lambda _: remind, T0)
+    rows = claim(store)
+    assert sorted((row.channel, row.transition) for row in rows) == [("chat", Transition.TRIGGERED), ("page", Transition.TRIGGERED)]
+    store.incidents.change(incident.id, lambda _: remind, T0)  # while the first is being sent: it may show what was before
+    page = next(row for row in rows if row.channel == "page")
+    assert store.outbox.sent(page, "me", Receipt("1"), T0)
+    (reminder,) = claim(store)
+    assert reminder.transition is Transition.REMINDED
+    assert store.outbox.sent(reminder, "me", Receipt("2"), T0)
+    store.incidents.change(incident.id, lambda known: acknowledge(known, "anna", T0), T0)
+    put(store, result(Outcome.OK))
+    assert [row.transition for row in claim(store)] == [Transition.RESOLVED]
