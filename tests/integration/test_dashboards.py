@@ -45,7 +45,7 @@ def full_exposition() -> Exposition:
     """Two services under every built-in check, with every metric the checks declare."""
     exposition = Exposition("0.1.0")
     exposition.seed_channels(["pagerduty", "slack"])
-    for metric in (names.STORE_UP, names.CONFIG_RELOAD_SUCCESSFUL, names.CONFIG_RELOAD_SUCCESS_TIME):
+    for metric in (names.DEADMAN_BEAT, names.STORE_UP, names.CONFIG_RELOAD_SUCCESSFUL, names.CONFIG_RELOAD_SUCCESS_TIME):
         exposition.set(metric, 1)
     for metric in (names.OWN_STATEMENTS, names.OWN_BUSY):
         exposition.set(metric, 1, service="postgres")
