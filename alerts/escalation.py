@@ -100,7 +100,6 @@ def raise_(
         _asked_anew(incident, now),
         chain=chain,
         response=incident.response if response is None else response,
-        breached_at=None,
     )
     climbed = climb(fresh, now, Transition.RAISED, people)
     reached = {intent.channel for intent in climbed.intents}

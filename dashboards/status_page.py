@@ -276,13 +276,9 @@ def _incident_verdict(incidents: tuple[Incident, ...], well: str) -> _Verdict:
     """Names the worst incident; among equals the one nobody has acknowledged, then the oldest."""
     worst = min(incidents, key=lambda incident: (incident.severity, incident.state is not IncidentState.OPEN, incident.opened_at))
     subject = f"{worst.service}: {worst.title}"
-    state = (
-        f"acknowledged by {worst.acked_by or 'somebody'}"
-        if worst.state is IncidentState.ACKED
-        else "muted"
-        if worst.muted
-        else "not acknowledged"
-    )
+    state = "muted" if worst.muted else "not acknowledged"
+    if worst.state is IncidentState.ACKED:
+        state = f"acknowledged by {worst.acked_by or 'somebody'}"
     more = f" · {count(len(incidents) - 1, 'more open incident')}" if len(incidents) > 1 else ""
     return _Verdict(_incident_mark(worst), subject, f"{worst.severity.name}, {state}{more} · {well}", f"{worst.severity.name} {subject}")
 

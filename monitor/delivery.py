@@ -94,7 +94,7 @@ class Delivery:
                 self._owner,
                 now,
                 lease_s=LEASE_S,
-                limit=1 if self._any_limit() else PER_CHANNEL,
+                limit=self._room(),
                 skip=skip,
                 external_url=self.settings.external_url,
             )
@@ -120,9 +120,10 @@ class Delivery:
             bucket = self._buckets[channel] = TokenBucket(per_minute)
         return bucket
 
-    def _any_limit(self) -> bool:
-        """With a limited channel rows are claimed singly, so that no claim outruns its bucket."""
-        return any(channel.notifier.per_minute is not None for channel in self.settings.channels.values())
+    def _room(self) -> int:
+        """How many rows may be claimed at once without outrunning any channel's bucket."""
+        now = self._clock.monotonic()
+        return max(1, min([PER_CHANNEL, *(ready for name in self.settings.channels if (ready := self._bucket(name).ready(now)) > 0)]))
 
     async def _deliver(self, notification: Notification) -> None:
         """One attempt for one row, and its outcome in the store."""
@@ -186,6 +187,13 @@ class TokenBucket:
             return 0.0
         self._fill(now)
         return 0.0 if self._tokens >= 1 else (1 - self._tokens) * 60 / self.per_minute
+
+    def ready(self, now: float) -> int:
+        """How many may be sent now."""
+        if self.per_minute is None:
+            return PER_CHANNEL
+        self._fill(now)
+        return int(self._tokens)
 
     def take(self, now: float) -> None:
         if self.per_minute is not None:

@@ -19,7 +19,7 @@ from alerts.muting import Muting
 from alerts.posted import INSTANCE
 from monitor.clock import Clock
 from monitor.config.settings import CheckInstance, Settings
-from monitor.domain import AlertPolicy, AlertState, CheckResult, Decision, Guide, Incident, Outcome, TimelineEntry
+from monitor.domain import Alert, AlertPolicy, AlertState, CheckResult, Decision, Guide, Incident, Outcome, TimelineEntry
 from monitor.errors import StoreError
 from monitor.memory import Memory
 from monitor.plugins import one_line
@@ -30,6 +30,7 @@ TICK_S = 1.0
 PRUNE_EVERY_S = 3600.0
 RECENT_OUTCOMES = 30
 """As many as the status page draws."""
+SETTLE_EVERY_S = 15.0
 MAX_SETTLED = 100_000
 MAX_UNSAVED = 100_000
 """Results kept for the history while the store cannot be written; the oldest are dropped first."""
@@ -81,6 +82,7 @@ class Engine:
         self._next_prune = clock.monotonic()
         self.each_round: Callable[[], Awaitable[None]] = _nothing
         """Called in every round of ``serve``; may raise ``StoreError``."""
+        self._next_settle = clock.monotonic()
         self._mutes: object = None
         """What muted when the incidents were last looked at."""
 
@@ -193,7 +195,10 @@ class Engine:
             self.announce(decided)
 
     async def _settle_mutes(self) -> None:
-        """Mute and unmute incidents when a silence or a window begins, changes or ends, or what fires changed under inhibition."""
+        """Mute and unmute incidents when a silence or a window begins, changes or ends, or what fires changed under inhibition.
+
+        Now and then without a reason too: a decision that waited for the store while a window closed has muted by what was before.
+        """
         now = self._clock.now()
 
         def look() -> list[Decision]:
@@ -204,15 +209,19 @@ class Engine:
                 muting.inhibitions,
                 tuple(alert.fingerprint for alert in muting.firing),
             )
-            if mutes == self._mutes:
+            if mutes == self._mutes and self._clock.monotonic() < self._next_settle:
                 return []
             policy = replace(self.policy(AlertPolicy()), muting=muting)
             store = self._store.incidents
+            firing: dict[str, list[Alert]] = {}
+            for alert in store.firing():
+                firing.setdefault(alert.group, []).append(alert)
             decided = []
             for incident in store.list(unresolved=True, limit=MAX_SETTLED):
-                decide_mute = partial(settle, firing=store.firing_in(incident.group), policy=policy, now=now)
-                decided.append(store.change(incident.id, decide_mute, now)[1])
-            self._mutes = mutes
+                decide_mute = partial(settle, firing=firing.get(incident.group, ()), policy=policy, now=now)
+                if decide_mute(incident):
+                    decided.append(store.change(incident.id, decide_mute, now)[1])
+            self._mutes, self._next_settle = mutes, self._clock.monotonic() + SETTLE_EVERY_S
             return decided
 
         for decided in await self._thread(look):

@@ -54,5 +54,5 @@ def register(app: typer.Typer) -> None:
         finally:
             store.close()
         if count == 0 and row_id is not None:
-            raise UsageError(f"no undelivered notification {row_id}: `monitor outbox list` lists them")
+            raise UsageError(f"no notification {row_id} that could be tried again: not there, being sent now, or the begin of what is over")
         out.print(f"{count} will be tried again now")

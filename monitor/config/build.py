@@ -129,9 +129,19 @@ def _channels(document: Document, notifiers: Mapping[str, AnyNotifier]) -> dict[
             channels[name] = Channel(name, notifier, config, table.fallback, table.fallback_after)
         if table.fallback is not None:
             check_channel(document, (*at, "fallback"), table.fallback)
-            if table.fallback == name:
-                document.add((*at, "fallback"), "a channel cannot stand in for itself", "name another one")
+    _refuse_circles(document, channels)
     return channels
+
+
+def _refuse_circles(document: Document, channels: Mapping[str, Channel]) -> None:
+    """Channels that stand in for each other would hand a notification round and round."""
+    for name in channels:
+        seen, following = {name}, channels[name].fallback
+        while following is not None and following in channels and following not in seen:
+            seen.add(following)
+            following = channels[following].fallback
+        if following == name:
+            document.add(("channels", name, "fallback"), "leads back to this channel: nobody would be left to tell", "name another one")
 
 
 def _daily_report(document: Document, channels: Mapping[str, Channel]) -> DailyReport | None:

@@ -66,12 +66,17 @@ class IncidentStore:
             return (decided.incidents[-1] if decided.incidents else before), decided
 
     def reroute(self, row_id: int, incident_id: str, decision: Callable[[Incident], Decision], now: datetime) -> Decision:
-        """Apply a decision because an outbox row reached nobody, once a row: the row remembers. Raises ``UsageError``."""
+        """Apply a decision because an outbox row reached nobody, once a row: the row remembers. Raises ``UsageError``.
+
+        An empty decision is asked for again later, unless the incident is over.
+        """
         with self._database.write() as connection:
-            mark = update(outbox).where(outbox.c.id == row_id, outbox.c.fallback_at.is_(None)).values(fallback_at=now)
-            if connection.execute(mark).rowcount == 0:
-                return Decision()
-            decided = decision(_find(connection, incident_id))
+            incident = _find(connection, incident_id)
+            decided = decision(incident)
+            if decided or incident.state is IncidentState.RESOLVED:
+                mark = update(outbox).where(outbox.c.id == row_id, outbox.c.fallback_at.is_(None)).values(fallback_at=now)
+                if connection.execute(mark).rowcount == 0:
+                    return Decision()
             if decided:
                 self._save(connection, decided, now)
             return decided

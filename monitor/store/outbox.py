@@ -147,10 +147,14 @@ class Outbox:
         return self._undelivered(and_(outbox.c.channel == channel, failed, opens, outbox.c.fallback_at.is_(None)), limit)
 
     def revive(self, row_id: int | None, now: datetime) -> int:
-        """Try one row again now, or with None all that wait or were given up on. Returns how many."""
-        chosen: Any = outbox.c.state.in_(("pending", "dead"))
-        if row_id is not None:
-            chosen = and_(chosen, outbox.c.id == row_id)
+        """Try one row again now, or with None all that wait or were given up on. Returns how many.
+
+        Not what is being sent now, and no beginning of what is over: nobody would hear its end.
+        """
+        over = select(incidents.c.id).where(incidents.c.resolved_at.is_not(None))
+        dead = and_(outbox.c.state == "dead", or_(outbox.c.transition.not_in(_OPENERS), outbox.c.incident_id.not_in(over)))
+        waits = and_(outbox.c.state == "pending", or_(outbox.c.lease_until.is_(None), outbox.c.lease_until <= now))
+        chosen = or_(dead, waits) if row_id is None else and_(or_(dead, waits), outbox.c.id == row_id)
         values = {"state": "pending", "next_attempt_at": now, "finished_at": None, "lease_until": None, "lease_owner": None}
         with self._database.write() as connection:
             return connection.execute(update(outbox).where(chosen).values(values)).rowcount

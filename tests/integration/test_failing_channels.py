@@ -1,10 +1,12 @@
 """Channels that fail: what they could not tell another one tells, the failure itself is told, and nothing is tried too fast."""
 
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from alerts.silences import make
 from monitor.config.settings import Channel, Settings
 from monitor.delivery import TokenBucket
 from monitor.domain import EscalationStep, Notification, Severity
@@ -89,6 +91,42 @@ async def test_a_dead_letter_can_be_tried_again_by_hand(tmp_path: Path) -> None:
         assert world.store.outbox.revive(None, world.clock.now()) == 1
         world.delivery.wake()
         await until(lambda: sick.said() == ["triggered"] and world.store.outbox.undelivered() == ())
+
+
+async def test_by_hand_no_beginning_of_what_is_over_is_told(tmp_path: Path) -> None:
+    sick, switch = Inbox(answer=refused), Switch()
+    async with running(settings(tmp_path, switch.subject, sick=sick)) as world:
+        switch.down = True
+        await world.look(switch.subject, 2)
+        await until(lambda: ("sick", "dead") in world.outcomes)
+        switch.down = False
+        await world.look(switch.subject, 2)
+        await until(lambda: {row.state for row in world.store.outbox.undelivered()} == {"dead"})
+        sick.answer = None
+        assert world.store.outbox.revive(None, world.clock.now()) == 0
+        world.delivery.wake()
+        assert "triggered" not in sick.said()
+
+
+async def test_what_was_silenced_while_its_channel_failed_is_handed_on_when_the_silence_ends(tmp_path: Path) -> None:
+    sick, well, switch = Inbox(answer=busy), Inbox(), Switch()
+    async with running(with_fallback(tmp_path, switch, sick, well)) as world:
+        switch.down = True
+        await world.look(switch.subject, 2)
+        await until(lambda: world.outcomes)
+        now = world.clock.now()
+        world.store.silences.save(make(["service=auth"], now, now + timedelta(minutes=30), "anna", "known", now))
+        await until(lambda: world.store.incidents.list(unresolved=True)[0].muted)
+        watch_itself(world)
+        await world.wait(400)
+        before = world.engine.last_round
+        await until(lambda: world.engine.last_round > before)
+        own = lambda: [one for one in well.arrived if one.incident.service == "auth"]  # noqa: E731
+        assert own() == []
+        await world.wait(1800)
+        await until(lambda: not world.store.incidents.list(unresolved=True)[0].muted)
+        await world.wait(20)
+        await until(own)
 
 
 async def test_nobody_is_woken_by_a_stand_in_for_what_is_over(tmp_path: Path) -> None:

@@ -102,6 +102,8 @@ def test_people_and_plans_are_resolved(tmp_path: Path) -> None:
         ("ends = 2026-06-01T22:00:00", "", "maintenance.move.starts: write starts and ends, or schedule and lasts"),
         ("ends = 2026-06-01T22:00:00", "ends = 2026-06-01T19:00:00", "maintenance.move.ends: must be later than starts"),
         ('source = ["alertname=HostDown"]', 'source = ["alertname=~("]', "inhibit[0].source[0]: not an RE2 expression"),
+        ('to = ["ops@example.com"]', 'to = ["ops@example.com"]\nfallback = "mail"', "channels.mail.fallback: leads back to this channel"),
+        ('to = ["ops@example.com"]', 'to = ["ops@example.com"]\nfallback = "mial"', "channels.mail.fallback: there is no channel"),
         ("[[inhibit]]", "[inhibit]", "inhibit: must be written [[inhibit]]"),
     ],
 )  # fmt: skip
