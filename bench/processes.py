@@ -112,7 +112,7 @@ class Program:
                     raise BenchError(f"{self._command[0]} ended at once: {last_words}") from None
                 if time.monotonic() > deadline:
                     raise BenchError(f"{self._command[0]} is not ready after {START_WITHIN_S:g} s: {last_words}") from None
-                time.sleep(LOOK_EVERY_S)
+                time.sleep(LOOK_EVERY_S)  # between two looks at a peer that is starting
 
 
 def end(process: "subprocess.Popen[Any]") -> None:

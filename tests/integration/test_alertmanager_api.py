@@ -67,11 +67,9 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
     authority, target, port = Authority.create(tmp_path), Target(), free_port()
     await target.up()
     async with serve(pagerduty.create_app(), authority) as pager:
-        config = write_config(tmp_path, target=target.url, pager_url=pager.url, ca_file=authority.ca_file, port=port, inhibit=[INHIBIT])
-        token = tmp_path / "token"
-        token.touch(mode=0o600)
-        token.write_text(TOKEN)
-        config.write_text(config.read_text().replace("[monitor]\n", '[monitor]\ntoken = {file = "token"}\n'))
+        config = write_config(
+            tmp_path, target=target.url, pager_url=pager.url, ca_file=authority.ca_file, port=port, token=TOKEN, inhibit=[INHIBIT]
+        )
         async with child(tmp_path, "run", "--config", str(config)) as process:
             await ready(port, process, tmp_path)
             headers = {"Authorization": f"Bearer {TOKEN}"}
@@ -228,11 +226,7 @@ async def test_what_was_posted_and_silenced_survives_a_kill(tmp_path: Path) -> N
     authority, target, port = Authority.create(tmp_path), Target(), free_port()
     await target.up()
     async with serve(pagerduty.create_app(), authority) as pager:
-        config = write_config(tmp_path, target=target.url, pager_url=pager.url, ca_file=authority.ca_file, port=port)
-        token = tmp_path / "token"
-        token.touch(mode=0o600)
-        token.write_text(TOKEN)
-        config.write_text(config.read_text().replace("[monitor]\n", '[monitor]\ntoken = {file = "token"}\n'))
+        config = write_config(tmp_path, target=target.url, pager_url=pager.url, ca_file=authority.ca_file, port=port, token=TOKEN)
         headers = {"Authorization": f"Bearer {TOKEN}"}
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, trust_env=False, timeout=5) as http:
             api = Api(tmp_path, port, http, pager)

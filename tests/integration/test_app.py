@@ -49,11 +49,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
     authority, target, port = Authority.create(tmp_path), Target(), free_port()
     await target.up()
     async with serve(pagerduty.create_app(), authority) as pager:
-        config = write_config(tmp_path, target=target.url, pager_url=pager.url, ca_file=authority.ca_file, port=port)
-        token = tmp_path / "token"
-        token.touch(mode=0o600)
-        token.write_text(TOKEN)
-        config.write_text(config.read_text().replace("[monitor]\n", '[monitor]\ntoken = {file = "token"}\n'))
+        config = write_config(tmp_path, target=target.url, pager_url=pager.url, ca_file=authority.ca_file, port=port, token=TOKEN)
         async with child(tmp_path, "run", "--config", str(config)) as process:
             await ready(port, process, tmp_path)
             async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=5) as http:

@@ -17,7 +17,7 @@ from monitor.domain import Incident, IncidentState
 from monitor.store import Store
 from services.externals import pagerduty
 from tests.notify_parts import Authority, Fake, serve
-from tests.support.monitoring import Target, child, free_port, ready, write_config
+from tests.support.monitoring import Target, child, free_port, ready, secret, write_config
 from tests.support.world import until, until_async
 
 TOKEN, SIGNING, WEBHOOK = "let-me-in", "slack-signing-secret", "pagerduty-webhook-secret"
@@ -61,13 +61,11 @@ class Doors:
 async def doors(tmp_path: Path) -> AsyncIterator[Doors]:
     """With one incident open, and its page delivered."""
     authority, target, port = Authority.create(tmp_path), Target(), free_port()
-    for name, text in (("token", TOKEN), ("signing", SIGNING), ("webhook", WEBHOOK), ("slack", "xoxb-1")):
-        (tmp_path / name).touch(mode=0o600)
-        (tmp_path / name).write_text(text)
+    for name, text in (("signing", SIGNING), ("webhook", WEBHOOK), ("slack", "xoxb-1")):
+        secret(tmp_path, name, text)
     async with serve(pagerduty.create_app(), authority) as pager:
-        config = write_config(tmp_path, target=target.url, pager_url=pager.url, ca_file=authority.ca_file, port=port)
-        text = config.read_text().replace("[monitor]\n", '[monitor]\ntoken = {file = "token"}\n')
-        text = text.replace("[channels.oncall]\n", '[channels.oncall]\nwebhook_secret = {file = "webhook"}\n')
+        config = write_config(tmp_path, target=target.url, pager_url=pager.url, ca_file=authority.ca_file, port=port, token=TOKEN)
+        text = config.read_text().replace("[channels.oncall]\n", '[channels.oncall]\nwebhook_secret = {file = "webhook"}\n')
         slack = '[channels.ops]\nnotifier = "slack"\nchannel = "#ops"\ntoken = {file = "slack"}\nsigning_secret = {file = "signing"}\n'
         config.write_text(text + slack)
         async with child(tmp_path, "run", "--config", str(config)) as process:

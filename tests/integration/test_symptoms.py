@@ -16,6 +16,7 @@ import pytest_asyncio
 from services.faults import find_fault
 from services.faults.fault import switch
 from services.platform import Platform, Ports
+from tests.conftest import require
 from tests.support.platform_tables import add_mail_job, run_sql
 from tests.support.shipped import ShippedChecks, shipped_checks
 
@@ -214,8 +215,7 @@ async def test_inc_005_dashboard_loading_slowly(platform: Platform, shipped: Shi
 
 
 async def test_inc_005_timeout_errors(platform: Platform, shipped: ShippedChecks) -> None:
-    if not platform.has_nginx:
-        pytest.skip("nginx is not installed")
+    require("nginx", platform.has_nginx)
     headers = await log_in(platform)
     async with broken(platform, "slow-queries"):
         url = f"{platform.urls['nginx']}/analytics{REPORT}"

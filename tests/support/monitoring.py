@@ -22,18 +22,32 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def write_config(folder: Path, *, target: str, pager_url: str, ca_file: str, port: int, **more: object) -> Path:
-    """A configuration that looks at ``target`` every second and pages at the first failure. ``more`` replaces whole tables."""
-    key = folder / "pager.key"
-    key.touch(mode=0o600)
-    key.write_text(PAGER_KEY)
+def secret(folder: Path, name: str, text: str) -> dict[str, str]:
+    """A secret file that only its owner reads, and how a configuration beside it refers to it."""
+    (folder / name).touch(mode=0o600)
+    (folder / name).write_text(text)
+    return {"file": name}
+
+
+def write_config(folder: Path, *, target: str, pager_url: str, ca_file: str, port: int, token: str = "", **more: object) -> Path:
+    """A configuration that looks at ``target`` every second and pages at the first failure. ``more`` replaces whole tables.
+
+    With a ``token`` people and programs may change things over HTTP.
+    """
+    base = f"127.0.0.1:{port}"
+    key = secret(folder, "pager.key", PAGER_KEY)
     chain = [{"after": "0s", "who": "on-call", "channels": ["oncall"]}]
     check = {"services": ["web"], "every": "1s", "timeout": "900ms", "deadline": "500ms", "slow_after": "400ms"}
     config: dict[str, object] = {
-        "monitor": {"listen": f"127.0.0.1:{port}", "external_url": f"http://127.0.0.1:{port}", "state": "state/monitor.db"},
+        "monitor": {
+            "listen": base,
+            "external_url": f"http://{base}",
+            "state": "state/monitor.db",
+            **({"token": secret(folder, "token", token)} if token else {}),
+        },
         "services": {"web": {"url": target}},
         "checks": {"http_health": {**check, "fail_after": 1, "recover_after": 1, "blind_after": 3, "recheck": "200ms"}},
-        "channels": {"oncall": {"notifier": "pagerduty", "routing_key": {"file": "pager.key"}, "base_url": pager_url, "ca_file": ca_file}},
+        "channels": {"oncall": {"notifier": "pagerduty", "routing_key": key, "base_url": pager_url, "ca_file": ca_file}},
         "escalation": {f"P{number}": chain for number in range(1, 5)},
         **more,
     }

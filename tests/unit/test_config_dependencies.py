@@ -4,12 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from alerts import BUILTINS as NOTIFIERS
-from checks import BUILTINS as CHECKS
-from monitor import config
-from monitor.config.settings import Settings
 from monitor.domain import Severity
 from monitor.errors import ConfigError
+from tests.support.configured import MAIL, load
 
 STEP = '[{after = "0s", who = "on-call", channels = ["mail"]}]'
 BASE = f"""
@@ -27,23 +24,12 @@ services = ["db", "auth", "nginx"]
 check = "http_health"
 services = ["auth"]
 depends_on = ["http_health"]
-[channels.mail]
-notifier = "email"
-host = "127.0.0.1"
-sender = "a@example.com"
-to = ["b@example.com"]
-[escalation]
+{MAIL}[escalation]
 P1 = {STEP}
 P2 = {STEP}
 P3 = {STEP}
 P4 = {STEP}
 """
-
-
-def load(folder: Path, text: str) -> Settings:
-    path = folder / "config.toml"
-    path.write_text(text)
-    return config.load(path, checks={check.name: check for check in CHECKS}, notifiers={one.name: one for one in NOTIFIERS})
 
 
 def problem(folder: Path, text: str) -> str:

@@ -7,23 +7,17 @@ from zoneinfo import ZoneInfo
 import pytest
 from sqlalchemy import make_url
 
-import alerts
-import checks
 from monitor import config
 from monitor.config.settings import DailyReport, Settings
 from monitor.domain import AlertPolicy, EscalationStep, Severity
 from monitor.errors import ConfigError
+from tests.support import configured
+from tests.support.configured import AUTH, MAIL
 
-SMALL = """\
-[services.auth]
-url = "http://127.0.0.1:8003/"
-[checks.http_health]
-services = ["auth"]
-[channels.mail]
-notifier = "email"
-host = "mail.example.com"
-sender = "monitor@example.com"
-to = ["ops@example.com"]
+SMALL = (
+    f"""\
+{AUTH}{MAIL}"""
+    """\
 [escalation]
 P1 = [{after = "0s", who = "ops", channels = ["mail"]}]
 P2 = [{after = 0, who = "ops", channels = ["mail"]}, {after = "1h30m", who = "lead", channels = ["mail", "mail"]}]
@@ -36,18 +30,12 @@ after = "0s"
 who = "ops"
 channels = ["mail"]
 """
+)
 ENVIRON = {"URL": "postgresql://m:p%40w@db:5433/state", "PATH_OF_STATE": "kept.db", "DSN": " host=db password=pw\n", "TOKEN": "sesame"}
 
 
 def load(folder: Path, text: str = SMALL) -> Settings:
-    path = folder / "config.toml"
-    path.write_text(text)
-    return config.load(
-        path,
-        checks={plugin.name: plugin for plugin in checks.BUILTINS},
-        notifiers={plugin.name: plugin for plugin in alerts.BUILTINS},
-        environ=ENVIRON,
-    )
+    return configured.load(folder, text, ENVIRON)
 
 
 def test_defaults(tmp_path: Path) -> None:

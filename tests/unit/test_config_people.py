@@ -6,27 +6,18 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-import alerts
-import checks
 from alerts.muting import Inhibition
 from alerts.oncall import Override, Rotation
-from monitor import config
-from monitor.config.settings import Settings
 from monitor.domain import EscalationStep, Matcher, ResponsePolicy, Severity
 from monitor.errors import ConfigError
+from tests.support.configured import AUTH, MAIL, load
 
-GOOD = """\
+GOOD = (
+    f"""\
 [monitor]
 timezone = "Europe/Berlin"
-[services.auth]
-url = "http://127.0.0.1:8003/"
-[checks.http_health]
-services = ["auth"]
-[channels.mail]
-notifier = "email"
-host = "mail.example.com"
-sender = "monitor@example.com"
-to = ["ops@example.com"]
+{AUTH}{MAIL}"""
+    """\
 [contacts.anna]
 channels = ["mail"]
 [contacts.ben]
@@ -57,12 +48,7 @@ source = ["alertname=HostDown"]
 target = ["severity=~P[34]"]
 equal = ["zone"]
 """
-
-
-def load(folder: Path, text: str) -> Settings:
-    path = folder / "config.toml"
-    path.write_text(text)
-    return config.load(path, checks={c.name: c for c in checks.BUILTINS}, notifiers={n.name: n for n in alerts.BUILTINS}, environ={})
+)
 
 
 def test_people_and_plans_are_resolved(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from monitor.errors import CannotLook
 from monitor.probes import log_tail
 from monitor.probes.logs import LogFiles
 from monitor.probes_contract import LogPiece, LogPosition
+from tests.conftest import tool
 
 
 class Tail:
@@ -264,9 +265,7 @@ def test_every_line_once_and_in_order(tmp_path: Path, deeds: list[str]) -> None:
 
 @pytest.mark.parametrize("way", ["create", "copytruncate", "nocreate"])
 def test_logrotate_itself(log: Path, tail: Tail, way: str) -> None:
-    program = shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin")
-    if not program:
-        pytest.skip("logrotate is not installed; the tests above do by hand what it does")
+    program = tool("logrotate")
     add(log, "three\n")
     rules = log.with_name("rules")
     rules.write_text(f"{log} {{\n daily\n rotate 14\n compress\n delaycompress\n {way}\n}}\n")

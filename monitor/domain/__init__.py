@@ -1,0 +1,56 @@
+"""The vocabulary of the house: frozen values that every other module speaks in.
+
+Owns no behaviour beyond building values; imports the standard library only.
+"""
+
+from monitor.domain.alerts import Alert, AlertPolicy, AlertState, Matcher, Silence
+from monitor.domain.core import Labels, Severity, pairs
+from monitor.domain.delivery import Link, Notification, Receipt
+from monitor.domain.incidents import (
+    Decision,
+    EscalationStep,
+    Guide,
+    Incident,
+    IncidentState,
+    Intent,
+    ResponsePolicy,
+    TimelineEntry,
+    Transition,
+)
+from monitor.domain.observed import CheckResult, Finding, FindingKind, Metric, Observed, Outcome, Sample
+from monitor.domain.runbook import AuditEntry, Diagnosis, Evidence, Plan, Step
+
+__all__ = [
+    "Alert",
+    "AlertPolicy",
+    "AlertState",
+    "AuditEntry",
+    "CheckResult",
+    "Decision",
+    "Diagnosis",
+    "EscalationStep",
+    "Evidence",
+    "Finding",
+    "FindingKind",
+    "Guide",
+    "Incident",
+    "IncidentState",
+    "Intent",
+    "Labels",
+    "Link",
+    "Matcher",
+    "Metric",
+    "Notification",
+    "Observed",
+    "Outcome",
+    "Plan",
+    "Receipt",
+    "ResponsePolicy",
+    "Sample",
+    "Severity",
+    "Silence",
+    "Step",
+    "TimelineEntry",
+    "Transition",
+    "pairs",
+]

@@ -1,0 +1,84 @@
+"""Symptoms, and what keeps them from telling anybody."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from monitor.domain.core import Labels, Severity
+
+
+class AlertState(StrEnum):
+    PENDING = "pending"
+    FIRING = "firing"
+    RESOLVED = "resolved"
+
+
+@dataclass(frozen=True, slots=True)
+class AlertPolicy:
+    """When findings of one check instance become alerts: counts of consecutive runs."""
+
+    fail_after: int = 2
+    recover_after: int = 2
+    blind_after: int = 3
+    blind_severity: Severity = Severity.P2
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One symptom. ``fingerprint`` is a hash of ``labels`` only (alertname, check, service and the finding's own)."""
+
+    fingerprint: str
+    instance: str
+    group: str
+    """Alerts of one group fold into one incident. It is ``home``, or the cause's group while there is a cause."""
+    labels: Labels
+    code: str | None
+    severity: Severity
+    summary: str
+    facts: tuple[tuple[str, str], ...]
+    state: AlertState
+    bad_runs: int
+    good_runs: int
+    pending_since: datetime
+    service: str = ""
+    home: str = ""
+    """``"<service>/<runbook code or alert name>"``: the group of the alert when nothing else is its cause."""
+    fells: bool = False
+    """Whether it can be the cause of what is found on the same service, and on services that depend on it."""
+    firing_since: datetime | None = None
+    resolved_at: datetime | None = None
+    annotations: Labels = ()
+    """What a foreign alert says beside its labels; our own say it in ``summary`` and ``facts``."""
+    generator_url: str = ""
+    """Where a foreign alert comes from."""
+    ends_at: datetime | None = None
+    """When a foreign alert ends unless its sender says otherwise before."""
+    ends_unsaid: bool = False
+    """Whether ``ends_at`` is our timeout rather than the sender's word."""
+    updated_at: datetime | None = None
+    """When a foreign alert was last sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matcher:
+    """One condition on a label, in Alertmanager's terms. A label that is not there has the value ""."""
+
+    name: str
+    value: str
+    is_regex: bool = False
+    """A whole-value RE2 expression rather than a literal."""
+    is_equal: bool = True
+    """False turns the condition around."""
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """Alerts that match every matcher tell nobody between two moments. Their incidents go on, and their resolves are still sent."""
+
+    id: str
+    matchers: tuple[Matcher, ...]
+    starts_at: datetime
+    ends_at: datetime
+    created_by: str
+    comment: str
+    updated_at: datetime

@@ -1,0 +1,125 @@
+"""What a check declares, and what one run of it returns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+from monitor.domain.core import Labels, Severity, pairs
+
+
+class Outcome(StrEnum):
+    """What one run of a check means. The three are never folded into two."""
+
+    OK = "ok"
+    """It looked and found nothing wrong."""
+    FOUND = "found"
+    """It looked and found something wrong."""
+    BLIND = "blind"
+    """It could not look, so it proves nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric family that a check declares. ``name`` carries the base unit (``_seconds``, ``_bytes``, ``_ratio``,
+    ``_total`` for counters) and the product's prefix ``monitor_``. The label ``service`` is added by the exposition.
+    """
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+    kind: Literal["gauge", "counter"] = "gauge"
+
+    def __call__(self, value: float, /, **labels: object) -> "Sample":
+        """Make a sample. Raises ``ValueError`` when the labels are not exactly the declared ones."""
+        if not labels and not self.labels:  # the hot path: most metrics have none
+            return Sample(self, (), float(value))
+        try:
+            values = tuple([str(labels[name]) for name in self.labels])
+        except KeyError:
+            values = ()
+        if not values or len(labels) != len(values):
+            raise ValueError(f"metric {self.name} takes labels {list(self.labels)}, got {sorted(labels)}")
+        return Sample(self, values, float(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One value of a metric; ``labels`` are the values in the metric's declared order."""
+
+    metric: Metric
+    labels: tuple[str, ...]
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class FindingKind:
+    """A thing a check can find. ``name`` is the alert's name (CamelCase), ``incident`` the runbook's code."""
+
+    name: str
+    severity: Severity
+    incident: str | None
+    help: str
+    fells: bool = False
+    """Whether what depends on the service cannot work while this is found: it is then the cause of their findings."""
+
+    def __call__(
+        self,
+        summary: str,
+        /,
+        *,
+        labels: Mapping[str, object] | None = None,
+        facts: Mapping[str, object] | None = None,
+        severity: Severity | None = None,
+        value: float | None = None,
+    ) -> "Finding":
+        """Make a finding: ``summary`` is one line for a person, ``labels`` its identity, ``facts`` its evidence.
+
+        ``value`` is the number that was compared with the threshold, in the threshold's unit.
+        """
+        return Finding(self, pairs(labels or {}), summary, tuple((k, str(v)) for k, v in (facts or {}).items()), severity, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing wrong. Identity is ``kind`` and ``labels`` only; ``summary`` and ``facts`` may change at every run.
+
+    ``facts`` keep the order in which the check gives them, the most telling first.
+    """
+
+    kind: FindingKind
+    labels: Labels
+    summary: str
+    facts: tuple[tuple[str, str], ...] = ()
+    severity: Severity | None = None
+    """Overrides the kind's severity for this finding."""
+    value: float | None = None
+    """The number that was compared with the threshold, in the threshold's unit: what severity rules look at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a check returns: everything it measured and everything it found wrong."""
+
+    samples: tuple[Sample, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    keep: object = None
+    """What the next run of the same instance gets back as ``ctx.kept``: JSON values only, at most 256 KiB. None keeps what is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What the runner makes of one run of a check instance.
+
+    ``instance`` is ``"<check name in the configuration>/<service>"``; ``error`` says why the run was BLIND.
+    """
+
+    instance: str
+    check: str
+    service: str
+    outcome: Outcome
+    started_at: datetime
+    duration_s: float
+    observed: Observed = Observed()
+    error: str | None = None
