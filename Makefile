@@ -19,8 +19,10 @@ $(READY): requirements.lock pyproject.toml
 	@echo "==> making $(VENV) with $$("$(PYTHON)" --version)"
 	@"$(PYTHON)" -m venv $(VENV) || { echo "error: python cannot make a virtual environment: on Debian, apt-get install python3-venv"; exit 1; }
 	@echo "==> installing $$(grep -c '==' requirements.lock) pinned packages (about a minute the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@# The lock is complete, so nothing is resolved: older pips reach past a pin when a package asks for another's extra.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pip check >/dev/null || { $(BIN)/python -m pip check; exit 1; }
 	@touch $(READY)
 	@echo "==> ready"
 
