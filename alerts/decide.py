@@ -140,6 +140,7 @@ def _worsen(old: Alert | None, print_: str, finding: Finding, result: CheckResul
             service=result.service,
             home=_home(result.service, finding),
             fells=finding.kind.fells,
+            doubts=finding.kind.doubts,
             labels=finding_labels(result, finding),
             code=finding.kind.incident,
             severity=severity,
@@ -274,14 +275,16 @@ def _open(group: str, firing: list[Alert], policy: Policy, now: datetime) -> Dec
 
 def _grow(incident: Incident, news: Iterable[Alert], firing: Iterable[Alert], policy: Policy, now: datetime) -> Decision:
     """Attach news to an open incident; when the severity rose, the worse severity's chain starts anew and asks again."""
-    news = tuple(news)
+    news, firing = tuple(news), tuple(firing)
     settled = settle(incident, firing, policy, now)
     incident = settled.incidents[-1] if settled.incidents else incident
     entries = tuple(
         TimelineEntry(incident.id, now, "alert", f"{'also' if alert.state is AlertState.FIRING else 'cleared'}: {alert.summary}")
         for alert in news
     )
-    worse = [alert for alert in news if alert.state is AlertState.FIRING and alert.severity < incident.severity]
+    doubtful = any(alert.doubts and alert.home == incident.group for alert in firing)
+    proven = [alert for alert in news if alert.home == incident.group or not doubtful]
+    worse = [alert for alert in proven if alert.state is AlertState.FIRING and alert.severity < incident.severity]
     if not worse:
         return join(settled, Decision(timeline=entries))
     worst = min(worse, key=lambda alert: (alert.severity, alert.fingerprint))

@@ -48,6 +48,7 @@ from checks.stuck_jobs import stuck_jobs
 from checks.tcp import tcp
 from checks.tenants import tenants
 from checks.tls import tls
+from checks.witness import witness
 from monitor.clock import Clock
 from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
 from monitor.errors import CannotLook
@@ -109,6 +110,7 @@ BUILTINS: tuple[AnyCheck, ...] = (
     tcp,
     tenants,
     tls,
+    witness,
 )
 
 __all__ = [

@@ -3,14 +3,18 @@
 A broken part is noted and left out, and the rest is still looked at, so that one run shows all problems.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from ipaddress import ip_address
 from types import MappingProxyType
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
+from psycopg.conninfo import conninfo_to_dict
+
 from alerts.email import EmailConfig
 from alerts.severity import BusinessHours
-from monitor.config.document import Document, nearest, no_such
+from monitor.config.document import Document, names_in, nearest, no_such
 from monitor.config.instances import build_instances
 from monitor.config.lines import KeyPath
 from monitor.config.model import BusinessHoursTable, ChannelTable, DailyTable, DeadmanTable, MonitorTable, ServiceTable
@@ -49,6 +53,8 @@ def build_settings(document: Document, checks: Mapping[str, AnyCheck], notifiers
     channels = _channels(document, notifiers)
     timezone = monitor.timezone if monitor else ZoneInfo("UTC")
     hours = _business_hours(document, timezone)
+    if monitor and monitor.network is not None:
+        services = _behind(document, monitor.network, services)
     instances = build_instances(document, services, checks, hours)
     escalation, responses = build_escalation(document), build_responses(document)
     people = build_people(document, timezone, hours)
@@ -110,6 +116,37 @@ def _business_hours(document: Document, default: ZoneInfo) -> BusinessHours:
         document.add((*at, "end"), "must be later than start", "a day ends before midnight")
     weekdays = frozenset(_WEEKDAYS.index(day) for day in table.days)
     return BusinessHours(table.timezone or default, weekdays, table.start, table.end)
+
+
+def _behind(document: Document, network: str, services: dict[str, Service]) -> dict[str, Service]:
+    """The services, those with an address beyond this machine depending on the monitor's own network."""
+    written = names_in(document.data.get("services"))
+    if network not in written:
+        document.add(("monitor", "network"), no_such("service", network), nearest(network, written))
+        return services
+    own = {network, *(services[network].depends_on if network in services else ())}
+    return {
+        name: replace(service, depends_on=tuple(dict.fromkeys((*service.depends_on, network))))
+        if name not in own and any(map(_is_remote, _hosts(service)))
+        else service
+        for name, service in services.items()
+    }
+
+
+def _hosts(service: Service) -> Iterator[str]:
+    """Every host that a service's addresses name; "" is this machine."""
+    for url in (service.url, *service.instances):
+        yield urlsplit(url or "").hostname or ""
+    for dsn in (service.dsn, service.canary_dsn):
+        yield from str(conninfo_to_dict(dsn.get_secret_value()).get("host") or "").split(",") if dsn else ()
+
+
+def _is_remote(host: str) -> bool:
+    """A path is a socket on this machine."""
+    try:
+        return not ip_address(host).is_loopback
+    except ValueError:
+        return host not in {"", "localhost"} and not host.startswith("/")
 
 
 def _channels(document: Document, notifiers: Mapping[str, AnyNotifier]) -> dict[str, Channel]:

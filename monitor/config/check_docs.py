@@ -51,6 +51,8 @@ def _parts(check: AnyCheck) -> Iterator[str]:
     yield ""
     if any(kind.fells for kind in check.finds):
         yield "† While this is found, what is found on services that depend on the service joins its incident and pages nobody.\n"
+    if any(kind.doubts for kind in check.finds):
+        yield "‡ What joins it proves nothing: it does not make the incident worse, however bad it is by itself.\n"
     yield "## When it is BLIND\n"
     yield f"{_unwrapped(check.blind)} A check that could not look neither raises nor clears alerts; after `blind_after` such runs that"
     yield "itself is an alert.\n"
@@ -66,7 +68,7 @@ def _parts(check: AnyCheck) -> Iterator[str]:
 
 
 def _finding(kind: FindingKind) -> str:
-    mark = " †" if kind.fells else ""
+    mark = (" †" if kind.fells else "") + (" ‡" if kind.doubts else "")
     return f"| `{kind.name}`{mark} | {kind.severity.name} | {kind.incident or '–'} | {_cell(kind.help)} |"
 
 
@@ -78,7 +80,7 @@ def _index(known: tuple[AnyCheck, ...]) -> str:
         left = [check for check in left if check not in mine]
         lines += [f"## {title}\n", "| check | looks at | finds |\n|---|---|---|"]
         for check in sorted(mine, key=lambda check: check.name):
-            first = _unwrapped(check.help).split(". ", 1)[0].rstrip(".")
+            first = _unwrapped(check.help).split("\n\n", 1)[0].split(". ", 1)[0].rstrip(".")
             finds = ", ".join(f"{kind.name} ({kind.severity.name})" for kind in check.finds)
             lines.append(f"| [`{check.name}`]({check.name}.md) | {_cell(first)} | {finds} |")
         lines.append("")

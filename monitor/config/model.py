@@ -40,6 +40,11 @@ class MonitorTable(Table):
         description="How long results and closed incidents are kept, in whole days.",
     )
     token: Secret | None = Field(default=None, description="Bearer token for what changes something over HTTP.")
+    network: str | None = Field(
+        default=None,
+        description="The service that stands for the monitor's own network, watched by a `witness` check: every service with an address "
+        "beyond this machine depends on it.",
+    )
 
 
 class ServiceTable(Table):

@@ -45,6 +45,8 @@ class Alert:
     """``"<service>/<runbook code or alert name>"``: the group of the alert when nothing else is its cause."""
     fells: bool = False
     """Whether it can be the cause of what is found on the same service, and on services that depend on it."""
+    doubts: bool = False
+    """Whether what it explains proves nothing, so that it never makes the incident worse."""
     firing_since: datetime | None = None
     resolved_at: datetime | None = None
     annotations: Labels = ()

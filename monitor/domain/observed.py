@@ -63,6 +63,8 @@ class FindingKind:
     help: str
     fells: bool = False
     """Whether what depends on the service cannot work while this is found: it is then the cause of their findings."""
+    doubts: bool = False
+    """With ``fells``: what is found behind it proves nothing while this is found. It joins the incident and never makes it worse."""
 
     def __call__(
         self,

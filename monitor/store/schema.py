@@ -53,6 +53,7 @@ alerts = Table(
     Column("service", Text, nullable=False, server_default=""),
     Column("home", Text, nullable=False, server_default=""),
     Column("fells", Boolean, nullable=False, server_default=false()),
+    Column("doubts", Boolean, nullable=False, server_default=false()),
     Column("labels", JSON, nullable=False),
     Column("code", String(32)),
     Column("severity", Integer, nullable=False),

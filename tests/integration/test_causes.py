@@ -8,7 +8,7 @@ import httpx2
 
 from services.externals import pagerduty
 from tests.notify_parts import Authority, Fake, serve
-from tests.support.monitoring import Target, child, free_port, ready, write_config
+from tests.support.monitoring import Target, black_hole, child, free_port, ready, write_config
 from tests.support.world import until_async
 
 CHECK: dict[str, Any] = {"check": "http_health", "deadline": "500ms", "slow_after": "400ms", "fail_after": 2, "recover_after": 2}
@@ -74,3 +74,56 @@ async def test_a_dependency_that_is_down_is_the_one_page(tmp_path: Path) -> None
             assert await actions(pager) == ["trigger", "resolve"]
     await base.down()
     await web.down()
+
+
+async def test_everything_down_behind_a_dead_network_is_one_alert_about_the_network(tmp_path: Path) -> None:
+    authority, shop, mail, port, way = Authority.create(tmp_path), Target(), Target(), free_port(), free_port()
+    await asyncio.gather(shop.up(), mail.up())
+    health: dict[str, Any] = {**CHECK, "services": ["shop", "mail"], "every": "1s", "timeout": "900ms", "recheck": "600ms"}
+    look = {"services": ["internet"], "addresses": [f"127.0.0.1:{way}"], "deadline": "200ms"}
+    async with serve(pagerduty.create_app(), authority) as pager:
+        config = write_config(
+            tmp_path,
+            target=shop.url,
+            pager_url=pager.url,
+            ca_file=authority.ca_file,
+            port=port,
+            services={
+                "internet": {},
+                "shop": {"url": shop.url, "depends_on": ["internet"]},
+                "mail": {"url": mail.url, "depends_on": ["internet"]},
+            },
+            checks={"health": health, "witness": {**look, "every": "15s", "recheck": "200ms", "fail_after": 2, "recover_after": 2}},
+        )
+        async with (
+            child(tmp_path, "run", "--config", str(config)) as process,
+            httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=5) as http,
+        ):
+            await ready(port, process, tmp_path)
+
+            async def metrics() -> str:
+                return (await http.get("/metrics")).text
+
+            async def all_well() -> bool:
+                return (await metrics()).count('outcome="ok"} 1.0') == 3
+
+            async def folded() -> bool:
+                page = (await http.get("/")).text
+                if "/incidents/" not in page:
+                    return False
+                return (await http.get(f"/incidents/{page.split('/incidents/')[1][:12]}")).text.count("also: ") >= 2
+
+            async def over() -> bool:
+                return "resolve" in await actions(pager)
+
+            await until_async(all_well)
+            with black_hole(way):
+                await asyncio.gather(shop.down(), mail.down())
+                await until_async(folded)
+                (event,) = (await pager.received())["events"]
+                assert event["event"]["payload"]["severity"] == "error"
+                assert "reaches nothing beyond its own machine" in event["summary"]
+            await asyncio.gather(shop.up(), mail.up())
+            await until_async(over, within_s=80)
+            assert await actions(pager) == ["trigger", "resolve"]
+    await asyncio.gather(shop.down(), mail.down())

@@ -26,6 +26,7 @@ from checks.http_health import http_health
 from checks.sftp import sftp
 from checks.tcp import tcp
 from checks.tls import tls
+from checks.witness import witness
 from monitor.domain import Finding, Observed, Severity
 from monitor.errors import CannotLook
 from monitor.plugins import AnyCheck, Service
@@ -34,7 +35,7 @@ from tests.integration.test_http_probe import sends, serving
 from tests.integration.test_http_probe_tls import NOW
 from tests.integration.test_http_probe_tls import serving as serving_tls
 from tests.support.looking import look, looking_at
-from tests.support.monitoring import free_port
+from tests.support.monitoring import black_hole, free_port
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -436,3 +437,20 @@ async def test_assertions_name_what_is_wrong(config: dict[str, object], wrong: s
 def test_assertions_that_cannot_be(config: dict[str, object], why: str) -> None:
     with pytest.raises(ValidationError, match=why):
         http_health.config.model_validate(config)
+
+
+async def test_one_answer_is_enough_for_the_witness_and_a_refusal_is_one() -> None:
+    with black_hole() as silent:
+        observed = await observe(witness, addresses=[silent, f"127.0.0.1:{free_port()}"], deadline=0.2)
+    assert not observed.findings
+    assert [sample.value for sample in observed.samples] == [0.5]
+
+
+async def test_the_own_network_is_down_when_nothing_answers_at_all() -> None:
+    with black_hole() as gateway, black_hole() as partner_address:
+        observed = await observe(witness, addresses=[gateway, partner_address], deadline=0.2)
+    finding = only(observed)
+    assert (finding.kind.name, finding.kind.severity, finding.kind.fells) == ("OwnNetworkDown", Severity.P2, True)
+    assert dict(finding.facts).keys() == {gateway, partner_address}
+    assert all("within 0.2 s" in why for why in dict(finding.facts).values())
+    assert [sample.value for sample in observed.samples] == [0.0]

@@ -1,5 +1,6 @@
 """``depends_on``, severity rules and business hours in the file: resolved, and refused with their place when they cannot be."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,9 @@ P4 = {STEP}
 """
 
 
-def problem(folder: Path, text: str) -> str:
+def problem(folder: Path, text: str, environ: Mapping[str, str] | None = None) -> str:
     with pytest.raises(ConfigError) as caught:
-        load(folder, text)
+        load(folder, text, environ)
     (only,) = caught.value.problems
     return str(only)
 
@@ -93,3 +94,46 @@ def test_severity_rules_keep_their_order_and_their_hours(tmp_path: Path) -> None
 def test_many_services_are_read_in_a_moment(tmp_path: Path) -> None:
     many = "".join(f'[services.s{n}]\nurl = "http://127.0.0.1:{n + 10}"\ndepends_on = ["db"]\n' for n in range(3000))
     assert len(load(tmp_path, BASE + many).services) == 3003
+
+
+NETWORK = f"""
+[monitor]
+network = "internet"
+[services.internet]
+depends_on = ["router"]
+[services.router]
+url = "https://router.example.com"
+[services.far]
+url = "https://shop.example.com"
+[services.far_db]
+dsn = {{ env = "FAR_DSN" }}
+[services.replicas]
+instances = ["http://127.0.0.1:1", "http://10.0.0.7:1"]
+[services.near]
+url = "http://localhost:1"
+[services.near_v6]
+url = "http://[::1]:1"
+[services.near_db]
+dsn = {{ env = "NEAR_DSN" }}
+[checks.tcp]
+services = ["internet", "router", "far", "far_db", "replicas", "near", "near_v6", "near_db"]
+address = "127.0.0.1:1"
+{MAIL}[escalation]
+P1 = {STEP}
+P2 = {STEP}
+P3 = {STEP}
+P4 = {STEP}
+"""
+
+
+DSNS = {"FAR_DSN": "host=db.example.com dbname=shop", "NEAR_DSN": "host=/run/postgresql dbname=shop"}
+
+
+def test_what_lies_beyond_this_machine_depends_on_the_network(tmp_path: Path) -> None:
+    instances = load(tmp_path, NETWORK, DSNS).instances
+    assert {i.service.name for i in instances if "internet" in i.upstream} == {"internet", "far", "far_db", "replicas"}
+
+
+def test_a_network_that_is_no_service_is_refused(tmp_path: Path) -> None:
+    text = NETWORK.replace('network = "internet"', 'network = "internett"')
+    assert 'monitor.network: there is no service "internett" (did you mean "internet"?)' in problem(tmp_path, text, DSNS)

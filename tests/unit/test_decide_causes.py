@@ -25,9 +25,17 @@ from monitor.domain import (
 DB_DOWN = FindingKind("DatabaseDown", Severity.P1, "INC-002", "down", fells=True)
 DOWN = FindingKind("ServiceDown", Severity.P1, "INC-001", "down", fells=True)
 SLOW = FindingKind("ServiceSlow", Severity.P3, "INC-005", "slow")
+NETWORK_DOWN = FindingKind("OwnNetworkDown", Severity.P2, None, "down", fells=True, doubts=True)
 CHAIN = (EscalationStep(0, "on-call", ("page",)),)
-DEPENDS_ON = {"postgres": {"postgres"}, "auth": {"auth", "postgres"}, "nginx": {"nginx", "auth", "postgres"}}
-SEES = {"pg/postgres": DB_DOWN, "http/auth": DOWN, "http/nginx": DOWN, "slow/auth": SLOW, "slow/postgres": SLOW}
+DEPENDS_ON = {
+    "postgres": {"postgres"},
+    "auth": {"auth", "postgres"},
+    "nginx": {"nginx", "auth", "postgres"},
+    "net": {"net"},
+    "far": {"far", "net"},
+}
+SEES = {"pg/postgres": DB_DOWN, "http/auth": DOWN, "http/nginx": DOWN, "slow/auth": SLOW, "slow/postgres": SLOW,
+        "witness/net": NETWORK_DOWN, "http/far": DOWN}  # fmt: skip
 
 
 class World:
@@ -78,6 +86,17 @@ def test_what_a_fallen_database_explains_joins_its_incident_and_pages_nobody() -
     assert world.told == [("triggered", "postgres/INC-002")]
     assert world.state_of("http/auth") is AlertState.FIRING
     assert {alert.group for alert in world.live()} == {"postgres/INC-002"}
+
+
+def test_what_is_seen_through_a_dead_network_does_not_make_its_incident_worse() -> None:
+    world = World()
+    world.see("witness/net", times=2)
+    world.see("http/far", times=3)
+    assert world.told == [("triggered", "net/OwnNetworkDown")]
+    assert [incident.severity for incident in world.open().values()] == [Severity.P2]
+    world.see("witness/net", bad=False, times=2)
+    world.see("http/far", times=2)  # the network is back, and this is still down: now it counts
+    assert world.told[1:] == [("resolved", "net/OwnNetworkDown"), ("triggered", "far/INC-001")]
 
 
 def test_a_symptom_waits_while_its_cause_is_only_suspected() -> None:
