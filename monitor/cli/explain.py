@@ -1,6 +1,7 @@
 """``monitor explain``: why somebody was told, or nobody was, and what happens next and when. ``monitor stats``: how fast people are."""
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Annotated, Any
@@ -58,21 +59,25 @@ def register(app: typer.Typer) -> None:
         config: ConfigOption = DEFAULT_CONFIG,
         as_json: JsonOption = False,
     ) -> None:
-        """Show incidents by severity: how many, how soon taken (MTTA), how soon over (MTTR), breaches of the response time."""
-        now = SystemClock().now()
+        """Show incidents by severity: how many, how often people were asked, how soon taken (MTTA), how soon over (MTTR), breaches."""
+        since = SystemClock().now() - timedelta(days=days)
         store = open_store(config)
         try:
-            listed = store.incidents.list(unresolved=False, since=now - timedelta(days=days), limit=100_000)
+            listed = store.incidents.list(unresolved=False, since=since, limit=100_000)
+            asked = store.outbox.asked(since)
         finally:
             store.close()
-        rows = [_row(severity, [one for one in listed if one.severity is severity], days) for severity in Severity]
+        rows = [_row(severity, [one for one in listed if one.severity is severity], asked, days) for severity in Severity]
         if as_json:
             print_json(rows)
             return
-        table = plain_table("", "incidents", "a week", "taken after (MTTA)", "over after (MTTR)", "response time passed")
+        table = plain_table(
+            "", "incidents", "pages a week", "by channel", "taken after (MTTA)", "over after (MTTR)", "response time passed"
+        )
         for row in rows:
             spans = [duration_words(row[key]) if row[key] is not None else "–" for key in ("mtta_s", "mttr_s")]
-            table.add_row(row["severity"], str(row["incidents"]), f"{row['per_week']:.1f}", *spans, str(row["breaches"]))
+            channels = ", ".join(f"{escape(name)} {count}" for name, count in row["by_channel"].items()) or "–"
+            table.add_row(row["severity"], str(row["incidents"]), f"{row['pages_per_week']:.1f}", channels, *spans, str(row["breaches"]))
         out.print(table)
 
 
@@ -102,13 +107,15 @@ def _print(incident: Incident, found: Explanation, now: datetime) -> None:
     out.print(f"[bold]end[/]\n  [dim]·[/] {escape(found.ends)}")
 
 
-def _row(severity: Severity, listed: list[Incident], days: int) -> dict[str, Any]:
+def _row(severity: Severity, listed: list[Incident], asked: Mapping[tuple[Severity, str], int], days: int) -> dict[str, Any]:
     taken = [(one.acked_at - one.opened_at).total_seconds() for one in listed if one.acked_at is not None]
     over = [(one.resolved_at - one.opened_at).total_seconds() for one in listed if one.resolved_at is not None]
+    by_channel = {channel: count for (of, channel), count in sorted(asked.items()) if of is severity}
     return {
         "severity": severity.name,
         "incidents": len(listed),
-        "per_week": len(listed) * 7 / days,
+        "pages_per_week": sum(by_channel.values()) * 7 / days,
+        "by_channel": by_channel,
         "mtta_s": statistics.mean(taken) if taken else None,
         "mttr_s": statistics.mean(over) if over else None,
         "breaches": sum(one.breached_at is not None for one in listed),

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, case, func, insert, or_, select, update
 from sqlalchemy.orm import aliased
 
-from monitor.domain import Intent, Link, Notification, Receipt, TimelineEntry, Transition
+from monitor.domain import Intent, Link, Notification, Receipt, Severity, TimelineEntry, Transition
 from monitor.store.database import Database
 from monitor.store.rows import incident_of, receipt_of, receipt_row
 from monitor.store.schema import incidents, outbox, timeline
@@ -165,6 +165,14 @@ class Outbox:
         with self._database.read() as connection:
             rows = connection.execute(query).mappings().all()
         return tuple(Undelivered(**{**row, "transition": Transition(row["transition"])}) for row in rows)
+
+    def asked(self, since: datetime) -> dict[tuple[Severity, str], int]:
+        """How often each channel was asked to take an incident since that moment, by severity: what is delivered, reminders included."""
+        kinds = (outbox.c.severity, outbox.c.channel)
+        delivered = and_(outbox.c.state == "sent", outbox.c.transition.in_(_OPENERS), outbox.c.finished_at >= since)
+        with self._database.read() as connection:
+            rows = connection.execute(select(*kinds, func.count()).where(delivered).group_by(*kinds))
+            return {(Severity(severity), channel): count for severity, channel, count in rows}
 
     def untried_s(self, now: datetime) -> float:
         """For how long the oldest row that may be sent has been due without an attempt; 0 when there is none."""

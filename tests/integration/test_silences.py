@@ -114,3 +114,4 @@ async def test_explain_names_the_silence_the_next_step_and_the_check(watched: Wa
     assert "the first of what mutes ends" in told["coming"][0]["what"]
     rows = json.loads(await watched.cli("stats", "--json"))
     assert (rows[0]["severity"], rows[0]["incidents"]) == ("P1", 1)
+    assert (rows[0]["pages_per_week"], rows[0]["by_channel"]) == (1.0, {"oncall": 1})
