@@ -60,7 +60,8 @@ class Known:
 
     ``alerts`` are those of the instance and of every group it touches, in PENDING or FIRING; ``incidents`` the unresolved ones of
     those groups and of the causes' groups, by group. ``causes`` are live alerts of what the instance depends on: they fell the
-    instance's own service or one it depends on, or belong to a check it depends on.
+    instance's own service or one it depends on, or belong to a check it depends on. Among them are those that ended so short a time
+    ago that the check still sees their echo.
     """
 
     alerts: tuple[Alert, ...] = ()
@@ -175,7 +176,7 @@ def _improve(old: Alert, recover_after: int, now: datetime, *, flapping: bool) -
 
 
 def _attribute(old: Alert | None, alert: Alert, known: Known, policy: Policy) -> Alert:
-    """An alert that would begin to fire joins its cause's incident; while a cause is only suspected, it waits for that to settle.
+    """An alert that would begin to fire joins its cause's incident; while a cause is only suspected, or just over, it waits.
 
     An alert whose own incident is open stays with it: who was told of it hears its end.
     """

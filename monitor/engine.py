@@ -152,7 +152,8 @@ class Engine:
 
     async def _commit(self, instance: CheckInstance, result: CheckResult) -> bool:
         now = self._clock.now()
-        causes = Causes(services=instance.upstream, instances=instance.depends_on)
+        since = now - timedelta(seconds=instance.linger_s) if instance.linger_s else None
+        causes = Causes(services=instance.upstream, instances=instance.depends_on, since=since)
 
         def judge() -> Decision:
             if instance.key not in self._keys:  # removed while this waited for the store's thread

@@ -119,4 +119,5 @@ def _instance(name: str, check: AnyCheck, config: PluginConfig, table: CheckTabl
             blind_after=table.blind_after,
             blind_severity=Severity[table.blind_severity],
         ),
+        linger_s=table.linger,
     )

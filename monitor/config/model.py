@@ -100,6 +100,12 @@ class CheckTable(Table):
         description="Checks (`NAME`, on the same service if it is there) or instances (`NAME/SERVICE`) whose alerts explain what is found "
         "here: it then joins their incident and pages nobody. Services have their own `depends_on`.",
     )
+    linger: Duration = Field(
+        default=0.0,
+        ge=0,
+        le=86400,
+        description="So long after its cause is over, what is found here tells nobody: the time that the check looks back over.",
+    )
     severity: tuple[SeverityTable, ...] = Field(
         default=(), description="Rules that change the severity of findings, the first that fits; see below."
     )

@@ -41,6 +41,8 @@ class CheckInstance:
     """The service and all that it depends on, near and far: what fells one of them explains what is found here."""
     depends_on: frozenset[str] = frozenset()
     """Keys of the check instances whose alerts explain what is found here."""
+    linger_s: float = 0.0
+    """So long after its cause is over, what is found here is still its echo."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ class Causes:
 
     services: frozenset[str] = frozenset()
     instances: frozenset[str] = frozenset()
+    since: datetime | None = None
+    """What fired and ended at or after this moment is a suspect too: its echo may still be seen."""
 
     def __bool__(self) -> bool:
         return bool(self.services or self.instances)
@@ -215,7 +217,9 @@ class IncidentStore:
 def _known(connection: Connection, instance: str, groups: Collection[str], causes: Causes) -> Known:
     mine = select(alerts.c.group_key).where(_LIVE_ALERT, alerts.c.instance == instance)
     felled = and_(alerts.c.fells, alerts.c.service.in_(sorted(causes.services)))
-    suspects = select(alerts).where(_LIVE_ALERT, or_(felled, alerts.c.instance.in_(sorted(causes.instances))))
+    suspects = select(alerts).where(or_(felled, alerts.c.instance.in_(sorted(causes.instances))))
+    echoes = and_(alerts.c.firing_since.is_not(None), alerts.c.resolved_at >= causes.since)
+    suspects = suspects.where(_LIVE_ALERT if causes.since is None else or_(_LIVE_ALERT, echoes))
     found = tuple(alert_of(row) for row in connection.execute(suspects).mappings()) if causes else ()
     touched = sorted({*groups, *connection.execute(mine).scalars(), *(cause.group for cause in found)})
     if not touched:

@@ -30,7 +30,7 @@ from monitor.domain import (
     Transition,
 )
 from monitor.errors import StoreError, UsageError
-from monitor.store import Store
+from monitor.store import Causes, Store
 from services.cluster import Cluster
 from tests.conftest import fresh_database
 
@@ -96,6 +96,22 @@ def test_a_decision_that_fails_leaves_nothing(store: Store) -> None:
         store.incidents.decide("http/auth", (), lambda known: decided, T0)
     assert store.incidents.list(unresolved=True) == (incident,)
     assert len(claim(store)) == 2
+
+
+@pytest.mark.parametrize(("looks_back", "seen"), [(None, ["data"]), (timedelta(minutes=5), ["auth", "data"]), (timedelta(0), ["data"])])
+def test_a_cause_that_is_just_over_is_a_suspect_for_who_looks_back(store: Store, looks_back: timedelta | None, seen: list[str]) -> None:
+    for service in ("auth", "data"):
+        put(store, result(Outcome.FOUND, service))
+    put(store, result(Outcome.OK), T0 + timedelta(minutes=1))
+    now, found = T0 + timedelta(minutes=4), []
+    causes = Causes(instances=frozenset({"http/auth", "http/data"}), since=None if looks_back is None else now - looks_back)
+
+    def look(known: Known) -> Decision:
+        found.extend(sorted(cause.service for cause in known.causes))
+        return Decision()
+
+    store.incidents.decide("log/nginx", (), look, now, causes)
+    assert found == seen
 
 
 def test_rows_of_one_channel_come_in_order_and_only_after_the_one_before(store: Store) -> None:

@@ -46,10 +46,15 @@ class World:
         self.alerts: dict[str, Alert] = {}
         self.incidents: dict[str, Incident] = {}
         self.told: list[tuple[str, str]] = []
+        self.linger = timedelta(0)
         self.depends_on = {check.replace("__", "/"): frozenset({other}) for check, other in depends_on.items()}
 
     def live(self) -> list[Alert]:
         return [alert for alert in self.alerts.values() if alert.state is not AlertState.RESOLVED]
+
+    def echoes(self) -> list[Alert]:
+        ended = [alert for alert in self.alerts.values() if alert.resolved_at is not None and alert.firing_since is not None]
+        return [alert for alert in ended if alert.resolved_at >= self.now - self.linger] if self.linger else []
 
     def open(self) -> dict[str, Incident]:
         return {i.group: i for i in self.incidents.values() if i.state is not IncidentState.RESOLVED}
@@ -66,7 +71,8 @@ class World:
             result = CheckResult(
                 instance, instance.split("/", maxsplit=1)[0], service, outcome, self.now, 0.01, observed, "no" if blind else None
             )
-            causes = tuple(a for a in self.live() if (a.fells and a.service in DEPENDS_ON[service]) or a.instance in depends_on)
+            suspects = self.live() + self.echoes()
+            causes = tuple(a for a in suspects if (a.fells and a.service in DEPENDS_ON[service]) or a.instance in depends_on)
             self.take(decide(Known(tuple(self.live()), self.open(), causes), result, policy, self.now))
 
     def take(self, decided: Decision) -> None:
@@ -86,6 +92,27 @@ def test_what_a_fallen_database_explains_joins_its_incident_and_pages_nobody() -
     assert world.told == [("triggered", "postgres/INC-002")]
     assert world.state_of("http/auth") is AlertState.FIRING
     assert {alert.group for alert in world.live()} == {"postgres/INC-002"}
+
+
+def test_the_echo_of_what_is_over_tells_nobody_and_what_lasts_longer_does() -> None:
+    world = World()
+    world.linger = timedelta(minutes=5)
+    world.see("pg/postgres", times=2)
+    world.see("slow/auth", times=2)
+    world.see("pg/postgres", bad=False, times=2)
+    world.see("slow/auth", times=19)  # every 15 seconds
+    assert world.told == [("triggered", "postgres/INC-002"), ("resolved", "postgres/INC-002")]
+    world.see("slow/auth", times=2)
+    assert world.told[2:] == [("triggered", "auth/INC-005")]
+
+
+def test_a_suspicion_that_came_to_nothing_has_no_echo() -> None:
+    world = World()
+    world.linger = timedelta(minutes=5)
+    world.see("pg/postgres")
+    world.see("pg/postgres", bad=False)
+    world.see("slow/auth", times=2)
+    assert world.told == [("triggered", "auth/INC-005")]
 
 
 def test_what_is_seen_through_a_dead_network_does_not_make_its_incident_worse() -> None:
