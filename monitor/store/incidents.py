@@ -218,8 +218,10 @@ def _known(connection: Connection, instance: str, groups: Collection[str], cause
     mine = select(alerts.c.group_key).where(_LIVE_ALERT, alerts.c.instance == instance)
     felled = and_(alerts.c.fells, alerts.c.service.in_(sorted(causes.services)))
     suspects = select(alerts).where(or_(felled, alerts.c.instance.in_(sorted(causes.instances))))
-    echoes = and_(alerts.c.firing_since.is_not(None), alerts.c.resolved_at >= causes.since)
-    suspects = suspects.where(_LIVE_ALERT if causes.since is None else or_(_LIVE_ALERT, echoes))
+    if causes.since is None:
+        suspects = suspects.where(_LIVE_ALERT)
+    else:
+        suspects = suspects.where(or_(_LIVE_ALERT, and_(alerts.c.firing_since.is_not(None), alerts.c.resolved_at >= causes.since)))
     found = tuple(alert_of(row) for row in connection.execute(suspects).mappings()) if causes else ()
     touched = sorted({*groups, *connection.execute(mine).scalars(), *(cause.group for cause in found)})
     if not touched:
