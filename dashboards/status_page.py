@@ -201,7 +201,7 @@ def _context(given: PageInput) -> dict[str, object]:
 
 
 def _card(service: ServiceView, given: PageInput) -> _Card:
-    rows = tuple(_row(check, given.now) for check in service.checks)
+    rows = tuple(sorted((_row(check, given.now) for check in service.checks), key=lambda row: _WORST_FIRST.index(row.mark)))
     mark = min((row.mark for row in rows), key=_WORST_FIRST.index, default=Mark.WAITING)
     url = service.url or ""
     link = url if url.startswith(("http://", "https://")) and "@" not in url else ""  # never a script, never credentials
