@@ -55,7 +55,7 @@ def _compare(plan: Plan, name: str, *, tls: bool) -> Figure:
     with ExitStack() as stack:
         folder = plan.folder / name
         folder.mkdir()
-        authority = _issue(folder) if tls else None
+        authority = issue(folder) if tls else None
         target = stack.enter_context(Worker("bench.target", "127.0.0.1", *([folder / "server.pem"] if tls else [])))
         url = f"{'https' if tls else 'http'}://127.0.0.1:{target.ready['port']}"
         monitor = stack.enter_context(Worker("bench.probing", folder, url, *(["--ca-file", authority] if authority else [])))
@@ -82,7 +82,7 @@ def _compare(plan: Plan, name: str, *, tls: bool) -> Figure:
     )
 
 
-def _issue(folder: Path) -> Path:
+def issue(folder: Path) -> Path:
     """A certificate for loopback in ``server.pem``; returns the file of its authority."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(folder / "ca.pem"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 
 import psutil
@@ -91,3 +92,9 @@ def tree_rss_bytes(pid: int) -> int:
     """Resident memory of a process and of its living descendants."""
     root = psutil.Process(pid)
     return int(sum(process.memory_info().rss for process in (root, *root.children(recursive=True))))
+
+
+def peak_rss_bytes(pid: int) -> int:
+    """The most memory that one process ever had resident."""
+    with Path(f"/proc/{pid}/status").open() as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))

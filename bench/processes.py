@@ -96,6 +96,10 @@ class Program:
         """CPU seconds used so far, by the whole tree."""
         return tree_cpu_s(self._process.pid)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def rss_bytes(self) -> int:
         """Resident memory, of the whole tree."""
         return tree_rss_bytes(self._process.pid)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.__main__ import BENCHES
 from bench.http_probe import BLACKBOX
+from bench.intake import ALERTMANAGER
 from bench.measure import Cell, Figure, Side, cost, speed
 
 KEYS = {"name", "unit", "ours", "peer", "ratio"}
@@ -21,7 +23,8 @@ def run_bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 def test_quick_run_prints_the_table_and_writes_the_figures(tmp_path: Path) -> None:
     out = tmp_path / "build" / "bench.json"
-    done = run_bench("--quick", "--pairs", "1", "--out", str(out))
+    chosen = [name for name in BENCHES if name != "intake"]  # it has a test of its own: each stays short
+    done = run_bench("--quick", "--pairs", "1", *(word for name in chosen for word in ("--only", name)), "--out", str(out))
     assert done.returncode == 0, done.stderr
     figures = {figure["name"]: figure for figure in json.loads(out.read_text())}
     postgres = [f"pg_facts {what}, 10 tables{span}" for span in ("", ", 10 min") for what in ("client", "server")]
@@ -39,6 +42,18 @@ def test_quick_run_prints_the_table_and_writes_the_figures(tmp_path: Path) -> No
     assert "http_probe: pair 1 of 1, monitor" in done.stderr
     assert "make bench ARGS=" in done.stdout
     assert "cores" in done.stdout
+
+
+def test_the_intake_is_measured_beside_alertmanager(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    done = run_bench("--quick", "--pairs", "1", "--only", "intake", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    figures = {figure["name"]: figure for figure in json.loads(out.read_text())}
+    posts = [f"intake, {each} a POST, {what}" for each, what in ((100, "new"), (100, "repeated"), (1, "repeated"), (1, "new"))]
+    storm = [f"storm of 50 groups, {what}" for what in ("CPU", "told", "memory")]
+    assert list(figures) == [*posts, "intake memory", *storm]
+    assert all(figure["ours"] > 0 for figure in figures.values())
+    assert (figures["intake memory"]["peer"] is not None) is any(map(shutil.which, ALERTMANAGER))
 
 
 def test_only_runs_what_was_asked_for(tmp_path: Path) -> None:
