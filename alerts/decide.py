@@ -6,7 +6,7 @@ Nothing here reads a clock, a store or a configuration file; the engine commits 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from alerts import escalation
 from alerts.escalation import join
@@ -120,10 +120,10 @@ def _judge_alerts(known: Known, result: CheckResult, policy: AlertPolicy, now: d
         known_one = seen.get(print_)
         if known_one is None or _severity(finding) < _severity(known_one):  # two findings of one identity: the worse counts
             seen[print_] = finding
-    after = policy.blind_after if result.outcome is Outcome.BLIND else 1 if flapping else policy.fail_after
-    judged = [_worsen(mine.get(print_), print_, finding, result, after, now) for print_, finding in seen.items()]
+    counts = replace(policy, fail_after=1, fail_for_s=0.0) if flapping else policy
+    judged = [_worsen(mine.get(print_), print_, finding, result, counts, now) for print_, finding in seen.items()]
     if result.outcome is not Outcome.BLIND:
-        judged += [_improve(alert, policy.recover_after, now, flapping=flapping) for print_, alert in mine.items() if print_ not in seen]
+        judged += [_improve(alert, policy, now, flapping=flapping) for print_, alert in mine.items() if print_ not in seen]
     return tuple(alert for alert in judged if alert != mine.get(alert.fingerprint))
 
 
@@ -131,7 +131,7 @@ def _severity(finding: Finding) -> Severity:
     return finding.severity or finding.kind.severity
 
 
-def _worsen(old: Alert | None, print_: str, finding: Finding, result: CheckResult, after: int, now: datetime) -> Alert:
+def _worsen(old: Alert | None, print_: str, finding: Finding, result: CheckResult, policy: AlertPolicy, now: datetime) -> Alert:
     severity = _severity(finding)
     if old is None:
         old = Alert(
@@ -152,24 +152,59 @@ def _worsen(old: Alert | None, print_: str, finding: Finding, result: CheckResul
             good_runs=0,
             pending_since=now,
         )
-    bad = min(old.bad_runs + 1, after)
     if old.state is AlertState.FIRING:
         if severity < old.severity:
-            return replace(old, severity=severity, summary=finding.summary, facts=finding.facts, good_runs=0)
-        return replace(old, good_runs=0)
+            return replace(old, severity=severity, summary=finding.summary, facts=finding.facts, good_runs=0, good_since=None)
+        return replace(old, good_runs=0, good_since=None)
+    after, until = _confirms(old, policy)
+    bad = min(old.bad_runs + 1, after)
     seen_now = replace(old, severity=severity, summary=finding.summary, facts=finding.facts, bad_runs=bad, good_runs=0)
-    if bad >= after:
+    if bad >= after and now >= until:
         return replace(seen_now, state=AlertState.FIRING, firing_since=now)
     return seen_now
 
 
-def _improve(old: Alert, recover_after: int, now: datetime, *, flapping: bool) -> Alert:
-    good = min(old.good_runs + 1, recover_after)
-    if flapping and old.state is AlertState.FIRING:
-        return replace(old, good_runs=good)
-    if old.state is AlertState.PENDING or good >= recover_after:
-        return replace(old, state=AlertState.RESOLVED, good_runs=good, bad_runs=0, resolved_at=now)
-    return replace(old, good_runs=good)
+def _confirms(alert: Alert, policy: AlertPolicy) -> tuple[int, datetime]:
+    """After how many bad runs, and not before when, a pending alert fires."""
+    if dict(alert.labels)["alertname"] == CHECK_BLIND.name:
+        return policy.blind_after, alert.pending_since
+    return policy.fail_after, alert.pending_since + timedelta(seconds=policy.fail_for_s)
+
+
+def _improve(old: Alert, policy: AlertPolicy, now: datetime, *, flapping: bool) -> Alert:
+    if old.state is AlertState.PENDING:
+        return replace(old, state=AlertState.RESOLVED, good_runs=1, bad_runs=0, resolved_at=now)
+    seen_now = replace(old, good_runs=min(old.good_runs + 1, policy.recover_after), good_since=old.good_since or now)
+    if flapping or seen_now.good_runs < policy.recover_after or now < _recovers(seen_now, policy, now):
+        return seen_now
+    return replace(seen_now, state=AlertState.RESOLVED, bad_runs=0, resolved_at=now)
+
+
+def _recovers(alert: Alert, policy: AlertPolicy, now: datetime) -> datetime:
+    """When a firing alert has been seen well for long enough."""
+    return (alert.good_since or now) + timedelta(seconds=policy.recover_for_s)
+
+
+def next_look_s(known: Known, decided: Decision, instance: str, policy: AlertPolicy, now: datetime) -> float | None:
+    """How soon one more look at the instance settles something: 0 means at once, a number the time that alone is missing.
+
+    None when no look out of turn would: nothing changed, or nothing is missing.
+    """
+    changed = {alert.fingerprint: alert for alert in decided.alerts}
+    stand = {**{alert.fingerprint: alert for alert in known.alerts}, **changed}
+    waits = []
+    for alert in stand.values():
+        if alert.instance != instance or alert.state is AlertState.RESOLVED or (alert.state is AlertState.FIRING and not alert.good_runs):
+            continue
+        if alert.state is AlertState.PENDING:
+            after, at = _confirms(alert, policy)
+            counted = alert.bad_runs >= after
+        else:
+            counted, at = alert.good_runs >= policy.recover_after, _recovers(alert, policy, now)
+        missing_s = (at - now).total_seconds() if counted else 0.0
+        if missing_s > 0 or alert.fingerprint in changed:
+            waits.append(max(0.0, missing_s))
+    return min(waits, default=None)
 
 
 # --- causes ----------------------------------------------------------------------------------------------------------
@@ -232,7 +267,16 @@ def fold(known: Known, changed: tuple[Alert, ...], policy: Policy, now: datetime
 def _release(incident: Incident, guests: list[Alert], now: datetime, because: str) -> Decision:
     """The cause is over. What it explained is looked at anew: it ends by itself within its next runs, or opens its own incident."""
     fresh = tuple(
-        replace(alert, group=alert.home, state=AlertState.PENDING, bad_runs=0, good_runs=0, pending_since=now, firing_since=None)
+        replace(
+            alert,
+            group=alert.home,
+            state=AlertState.PENDING,
+            bad_runs=0,
+            good_runs=0,
+            good_since=None,
+            pending_since=now,
+            firing_since=None,
+        )
         for alert in guests
     )
     names = sorted({alert.service for alert in guests})

@@ -49,13 +49,39 @@ def describe(alert: Alert, group: str = "", policy: AlertPolicy | None = None) -
     match alert.state:
         case AlertState.FIRING:
             since = f" since {alert.firing_since:%Y-%m-%d %H:%M:%S} UTC" if alert.firing_since else ""
-            stands = f"fires{since}{f', {alert.good_runs} good runs so far' if alert.good_runs else ''}"
+            stands = f"fires{since}{_getting_well(alert, policy)}"
         case AlertState.PENDING:
             needed = f" of {policy.fail_after}" if policy else ""
-            stands = f"pending, {alert.bad_runs}{needed} bad runs in a row: nobody is told yet"
+            long = f", and not before {_moment(alert.pending_since, policy.fail_for_s)}" if policy and policy.fail_for_s else ""
+            stands = f"pending, {alert.bad_runs}{needed} bad runs in a row{long}: nobody is told yet"
         case _:
             stands = f"over since {alert.resolved_at:%Y-%m-%d %H:%M:%S} UTC" if alert.resolved_at else "over"
     return f"{alert.severity.name} {name} on {alert.service} by {alert.instance}, {stands}{role}: {alert.summary}"
+
+
+def rule(policy: AlertPolicy) -> str:
+    """When an alert of a check fires, and when it is over."""
+    fires = f"after {policy.fail_after} bad runs in a row" + _lasting(policy.fail_for_s)
+    over = f"after {policy.recover_after} good ones" + _lasting(policy.recover_for_s)
+    return f"an alert fires {fires} and is over {over}"
+
+
+def _lasting(seconds: float) -> str:
+    return f" that go on for {f'{seconds / 60:g} min' if seconds >= 60 else f'{seconds:g} s'}" if seconds else ""
+
+
+def _getting_well(alert: Alert, policy: AlertPolicy | None) -> str:
+    if not alert.good_runs:
+        return ""
+    needed = f" of {policy.recover_after}" if policy else ""
+    said = f", {alert.good_runs}{needed} good runs so far"
+    if policy is None or alert.good_since is None or not policy.recover_for_s:
+        return said
+    return f"{said}, and not over before {_moment(alert.good_since, policy.recover_for_s)}"
+
+
+def _moment(since: datetime, seconds: float) -> str:
+    return f"{since + timedelta(seconds=seconds):%H:%M:%S} UTC"
 
 
 def _told(incident: Incident, muted: tuple[str, ...]) -> tuple[str, ...]:

@@ -143,7 +143,7 @@ class App:
     def _context(self, instance: CheckInstance, kept: Kept | None) -> CheckContext:
         return self._outside.check_context(instance.service, name=instance.name, kept=kept)
 
-    async def _run_check(self, instance: CheckInstance) -> bool:
+    async def _run_check(self, instance: CheckInstance) -> float | None:
         return await self._engine.run(instance)
 
     def _count_attempt(self, channel: str, outcome: str) -> None:

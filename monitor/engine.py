@@ -13,7 +13,7 @@ from functools import partial
 import structlog
 
 from alerts import escalation
-from alerts.decide import Policy, decide, groups_of, retire, settle
+from alerts.decide import Known, Policy, decide, groups_of, next_look_s, retire, settle
 from alerts.flapping import is_flapping
 from alerts.muting import Muting
 from alerts.posted import INSTANCE
@@ -100,23 +100,23 @@ class Engine:
             del self.latest[key], self.recent[key]
             self.flapping.discard(key)
 
-    async def run(self, instance: CheckInstance) -> bool:
-        """Run one check and commit what it changes. True when a quick re-check would settle something sooner."""
+    async def run(self, instance: CheckInstance) -> float | None:
+        """Run one check and commit what it changes. Returns in how many seconds a look out of turn would settle something sooner."""
         result = await self._runner.run(instance)
         if instance.key not in self._keys:  # removed by a reload while it ran
-            return False
+            return None
         self.latest[instance.key] = result
         self.recent[instance.key] = (*self.recent.get(instance.key, ())[1 - RECENT_OUTCOMES :], result.outcome)
         self._watch_flapping(instance.key)
         self._unsaved.append(result)
         self._on_result(result)
         if result.outcome is Outcome.OK and instance.key not in self._unquiet:
-            return False
+            return None
         try:
             return await self._commit(instance, result)
         except StoreError as exc:
             self._store_failed(exc)
-            return True  # nothing is lost: the next run decides the same, as soon as the store answers
+            return instance.recheck_s  # nothing is lost: the next run decides the same, as soon as the store answers
 
     async def serve(self) -> None:
         """Escalate what nobody acknowledged, flush the history and prune, every second, until cancelled."""
@@ -150,18 +150,26 @@ class Engine:
             self._memory.give_back(entries)
             raise
 
-    async def _commit(self, instance: CheckInstance, result: CheckResult) -> bool:
+    async def _commit(self, instance: CheckInstance, result: CheckResult) -> float | None:
         now = self._clock.now()
         since = now - timedelta(seconds=instance.linger_s) if instance.linger_s else None
         causes = Causes(services=instance.upstream, instances=instance.depends_on, since=since)
 
+        again_s: float | None = None
+
         def judge() -> Decision:
             if instance.key not in self._keys:  # removed while this waited for the store's thread
                 return Decision()
-            groups = groups_of(result)
             policy = replace(self.policy(instance.policy), depends_on=instance.depends_on, muting=self.muting(now))
             policy = replace(policy, flapping=instance.key in self.flapping)
-            return self._store.incidents.decide(instance.key, groups, lambda known: decide(known, result, policy, now), now, causes)
+
+            def look(known: Known) -> Decision:
+                nonlocal again_s
+                decided = decide(known, result, policy, now)
+                again_s = next_look_s(known, decided, instance.key, instance.policy, now)
+                return decided
+
+            return self._store.incidents.decide(instance.key, groups_of(result), look, now, causes)
 
         self._unquiet.add(instance.key)  # before: whatever fails from here on, the next good run is looked at
         decided = await self._thread(judge)
@@ -171,9 +179,9 @@ class Engine:
             self._look_soon(self._suspects(instance))  # is it a symptom? the cause is asked before this is confirmed
         if instance.key not in await self._thread(self._store.incidents.live_instances):
             self._unquiet.discard(instance.key)
-        if instance.key in self.flapping:  # quick looks would see it calm
-            return False
-        return any(_unsettled(decided_alert.state, decided_alert.good_runs) for decided_alert in decided.alerts)
+        if again_s is None or instance.key in self.flapping:  # quick looks would see it calm
+            return None
+        return again_s or instance.recheck_s
 
     def _watch_flapping(self, key: str) -> None:
         was = key in self.flapping
@@ -307,8 +315,3 @@ def acknowledge(store: Store, incident_id: str, who: str, clock: Clock, note: st
 
     incident, decided = store.incidents.change(found.id, take, now)
     return incident, bool(decided.incidents)
-
-
-def _unsettled(state: AlertState, good_runs: int) -> bool:
-    """Whether one more look soon would confirm a failure or a recovery."""
-    return state is AlertState.PENDING or (state is AlertState.FIRING and good_runs > 0)

@@ -15,8 +15,8 @@ TICK_S = 0.01
 FIRST_RUN_WITHIN_S = 5.0
 """After a start every check has run within this time, or within its interval if that is shorter."""
 
-RunOnce = Callable[[CheckInstance], Awaitable[bool]]
-"""Runs an instance once; the answer says whether it wants the quick re-check."""
+RunOnce = Callable[[CheckInstance], Awaitable[float | None]]
+"""Runs an instance once; the answer says in how many seconds it wants another look, if that is before its next regular run."""
 
 
 class _Due(NamedTuple):
@@ -123,11 +123,11 @@ class Scheduler:
 
     async def _run_entry(self, entry: _Entry) -> None:
         try:
-            wants_recheck = await self._run(entry.instance)
+            again_s = await self._run(entry.instance)
         finally:
             entry.running = None
-        if wants_recheck and self._entries.get(entry.instance.key) is entry:
-            at = self._clock.monotonic() + entry.instance.recheck_s
+        if again_s is not None and self._entries.get(entry.instance.key) is entry:
+            at = self._clock.monotonic() + again_s
             if at < entry.next_regular:
                 self._push(at, entry, regular=False)
                 self._changed.set()

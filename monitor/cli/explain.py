@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from alerts.explain import Explanation, describe, explain
+from alerts.explain import Explanation, describe, explain, rule
 from alerts.message import duration_words
 from alerts.muting import Muting
 from monitor.cli.opening import DEFAULT_CONFIG, ConfigOption, JsonOption, ago, open_settings, open_store, out, plain_table, print_json
@@ -87,10 +87,9 @@ def _check_lines(settings: Settings, store: Store, key: str) -> list[str]:
         raise UsageError(f"no check {key!r}: `monitor check --list` lists them")
     live = [alert for alert in store.incidents.live_alerts() if alert.instance == key]
     policy = instance.policy
-    rule = f"an alert fires after {policy.fail_after} bad runs in a row and is over after {policy.recover_after} good ones"
     if not live:
-        return [f"{key} has found nothing that stands: {rule}"]
-    return [rule, *(describe(alert, policy=policy) for alert in live)]
+        return [f"{key} has found nothing that stands: {rule(policy)}"]
+    return [rule(policy), *(describe(alert, policy=policy) for alert in live)]
 
 
 def _print(incident: Incident, found: Explanation, now: datetime) -> None:

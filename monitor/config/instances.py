@@ -116,6 +116,8 @@ def _instance(name: str, check: AnyCheck, config: PluginConfig, table: CheckTabl
         policy=AlertPolicy(
             fail_after=table.fail_after,
             recover_after=table.recover_after,
+            fail_for_s=table.fail_for,
+            recover_for_s=table.recover_for,
             blind_after=table.blind_after,
             blind_severity=Severity[table.blind_severity],
         ),

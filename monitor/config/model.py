@@ -93,6 +93,11 @@ class CheckTable(Table):
     )
     fail_after: Count = Field(default=2, description="Bad runs in a row before an alert fires.")
     recover_after: Count = Field(default=2, description="Good runs in a row before it resolves.")
+    fail_for: Duration = Field(
+        default=0.0,
+        description="How long the bad runs must go on, too, before an alert fires; when that time is reached it is looked at again.",
+    )
+    recover_for: Duration = Field(default=0.0, description="How long the good runs in a row must go on, too, before it resolves.")
     blind_after: Count = Field(default=3, description="Runs in a row that could not look before that itself is an alert.")
     blind_severity: Literal["P1", "P2", "P3", "P4"] = Field(default="P2", description="Severity of that alert.")
     depends_on: list[str] = Field(

@@ -15,10 +15,14 @@ class AlertState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AlertPolicy:
-    """When findings of one check instance become alerts: counts of consecutive runs."""
+    """When findings of one check instance become alerts, and alerts are over: after so many runs in a row, over so long a time."""
 
     fail_after: int = 2
     recover_after: int = 2
+    fail_for_s: float = 0.0
+    """The bad runs must span this time, too, from the first of them on."""
+    recover_for_s: float = 0.0
+    """The good runs must span this time, too."""
     blind_after: int = 3
     blind_severity: Severity = Severity.P2
 
@@ -49,6 +53,8 @@ class Alert:
     """Whether what it explains proves nothing, so that it never makes the incident worse."""
     firing_since: datetime | None = None
     resolved_at: datetime | None = None
+    good_since: datetime | None = None
+    """The first of the good runs in a row, while it fires."""
     annotations: Labels = ()
     """What a foreign alert says beside its labels; our own say it in ``summary`` and ``facts``."""
     generator_url: str = ""

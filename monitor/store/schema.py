@@ -65,6 +65,7 @@ alerts = Table(
     Column("pending_since", Moment, nullable=False),
     Column("firing_since", Moment),
     Column("resolved_at", Moment),
+    Column("good_since", Moment),
     Column("annotations", JSON, nullable=False, server_default="[]"),
     Column("generator_url", Text, nullable=False, server_default=""),
     Column("ends_at", Moment),

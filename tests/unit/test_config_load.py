@@ -68,6 +68,8 @@ every = "5s"
 recheck = "500ms"
 fail_after = 1
 recover_after = 4
+fail_for = "5m"
+recover_for = "90s"
 blind_after = 5
 blind_severity = "P1"
 path = "/slow"
@@ -78,7 +80,7 @@ services = """,
     slow_data, slow_auth, plain = load(tmp_path, text).instances
     assert [instance.key for instance in (slow_data, slow_auth, plain)] == ["slow/data", "slow/auth", "http_health/auth"]
     assert (slow_data.check.name, slow_data.timeout_s, slow_data.recheck_s) == ("http_health", 4.0, 0.5)
-    assert slow_data.policy == AlertPolicy(fail_after=1, recover_after=4, blind_after=5, blind_severity=Severity.P1)
+    assert slow_data.policy == AlertPolicy(1, 4, fail_for_s=300, recover_for_s=90, blind_after=5, blind_severity=Severity.P1)
     assert (slow_data.config.path, plain.config.path) == ("/slow", "/health")  # type: ignore[attr-defined]
 
 

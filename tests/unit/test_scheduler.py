@@ -22,7 +22,7 @@ async def nothing(_: CheckContext) -> Observed:
 
 
 @asynccontextmanager
-async def serving(run: Callable[[CheckInstance], Awaitable[bool]], *instances: CheckInstance) -> AsyncIterator[Scheduler]:
+async def serving(run: Callable[[CheckInstance], Awaitable[float | None]], *instances: CheckInstance) -> AsyncIterator[Scheduler]:
     scheduler = Scheduler(SystemClock(), run)
     scheduler.replace(instances)
     task = asyncio.create_task(scheduler.serve())
@@ -38,10 +38,10 @@ async def test_runs_keep_to_the_grid_although_each_takes_time() -> None:
     clock = SystemClock()
     starts: list[float] = []
 
-    async def run(_: CheckInstance) -> bool:
+    async def run(_: CheckInstance) -> float | None:
         starts.append(clock.monotonic())
         await asyncio.sleep(0.03)
-        return False
+        return None
 
     async with serving(run, instance(nothing, every_s=0.05)):
         await until(lambda: len(starts) >= 21)
@@ -53,13 +53,13 @@ async def test_a_slow_run_is_never_doubled_and_what_was_left_out_is_counted() ->
     under_way, most = 0, 0
     release = asyncio.Event()
 
-    async def run(_: CheckInstance) -> bool:
+    async def run(_: CheckInstance) -> float | None:
         nonlocal under_way, most
         under_way += 1
         most = max(most, under_way)
         await release.wait()
         under_way -= 1
-        return False
+        return None
 
     async with serving(run, instance(nothing, every_s=0.02)) as scheduler:
         await until(lambda: scheduler.stats.skipped >= 3)
@@ -70,23 +70,20 @@ async def test_a_slow_run_is_never_doubled_and_what_was_left_out_is_counted() ->
 async def test_a_failing_check_is_looked_at_again_soon() -> None:
     starts: Counter[str] = Counter()
 
-    async def run(subject: CheckInstance) -> bool:
+    async def run(subject: CheckInstance) -> float | None:
         starts[subject.key] += 1
-        return starts[subject.key] == 1 and subject.name == "bad"
+        return 0.05 if starts[subject.key] == 1 and subject.name == "bad" else None
 
-    import dataclasses
-
-    quick = [dataclasses.replace(instance(nothing, name=name, every_s=60.0), recheck_s=0.05) for name in ("bad", "good")]
-    async with serving(run, *quick):
+    async with serving(run, *(instance(nothing, name=name, every_s=60.0) for name in ("bad", "good"))):
         await until(lambda: starts["bad/auth"] == 2 and starts["good/auth"] == 1)
 
 
 async def test_replacing_keeps_the_unchanged_drops_the_gone_and_takes_the_new() -> None:
     starts: Counter[str] = Counter()
 
-    async def run(subject: CheckInstance) -> bool:
+    async def run(subject: CheckInstance) -> float | None:
         starts[subject.key] += 1
-        return False
+        return None
 
     kept, gone, new = (instance(nothing, name=name, every_s=0.02) for name in ("kept", "gone", "new"))
     async with serving(run, kept, gone) as scheduler:
@@ -99,7 +96,7 @@ async def test_replacing_keeps_the_unchanged_drops_the_gone_and_takes_the_new() 
 
 
 async def test_an_unexpected_error_ends_the_scheduler() -> None:
-    async def run(_: CheckInstance) -> bool:
+    async def run(_: CheckInstance) -> float | None:
         raise RuntimeError("a bug")
 
     scheduler = Scheduler(SystemClock(), run)
