@@ -1,6 +1,6 @@
-"""One thread that owns one libcurl multi handle and drives every exchange through its own epoll set.
+"""One thread that drives every exchange over libcurl through its own epoll set.
 
-Owns concurrency, the queue before it, and reuse of easy handles; what an exchange means is told in ``http.py``.
+Owns concurrency, the queue before it, and reuse of handles; what an exchange means is told in ``http.py``.
 """
 
 import os
@@ -24,6 +24,8 @@ class Transfer(Protocol):
 
     abandoned: bool
     """Nobody waits any more: never start it, and stop it when it runs."""
+    trust: str
+    """The CA bundle that it is verified against; the same word for the same bundle."""
 
     def begin(self, handle: pycurl.Curl) -> bool:
         """Prepare the handle (in the thread). False when the transfer is already over and must not start."""
@@ -52,16 +54,13 @@ class CurlThread:
         self._running: dict[pycurl.Curl, Transfer] = {}
         self._idle: list[pycurl.Curl] = []
         self._over: list[Transfer] = []
-        self._watched: set[int] = set()
-        self._timer_at: float | None = None
         self._signalled = False
         self._closing = False
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll = select.epoll()
         self._epoll.register(self._wake_fd, select.EPOLLIN)
-        self._multi = pycurl.CurlMulti()
-        self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
-        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
+        self._watched: dict[int, _Multi] = {}
+        self._multis: dict[str, _Multi] = {}
         self._thread = threading.Thread(target=self._run, name="http-probes", daemon=True)
         self._thread.start()
 
@@ -105,24 +104,26 @@ class CurlThread:
             self._release()
 
     def _turn(self) -> None:
-        """Wait for sockets, libcurl's timer or the others' wishes, and act on them once."""
+        """Wait for sockets, libcurl's timers or the others' wishes, and act on them once."""
         for fd, events in self._epoll.poll(self._wait_s()):
             if fd == self._wake_fd:
                 os.eventfd_read(fd)
                 self._signalled = False
-            else:
-                self._multi.socket_action(fd, _curl_mask(events))
+            elif (multi := self._watched.get(fd)) is not None:  # else: what was done for a socket before has closed it
+                multi.handle.socket_action(fd, _curl_mask(events))
         self._obey()
-        if self._timer_at is not None and self._clock.monotonic() >= self._timer_at:
-            self._timer_at = None
-            self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
+        for multi in self._multis.values():
+            if multi.timer_at is not None and self._clock.monotonic() >= multi.timer_at:
+                multi.timer_at = None
+                multi.handle.socket_action(pycurl.SOCKET_TIMEOUT, 0)
         self._collect()
         if self._over:
             over, self._over = self._over, []
             self._deliver(over)
 
     def _wait_s(self) -> float:
-        return -1 if self._timer_at is None else max(0.0, self._timer_at - self._clock.monotonic())
+        next_at = min((multi.timer_at for multi in self._multis.values() if multi.timer_at is not None), default=None)
+        return -1 if next_at is None else max(0.0, next_at - self._clock.monotonic())
 
     def _obey(self) -> None:
         """Take over what was submitted and cancelled since the last turn."""
@@ -141,20 +142,27 @@ class CurlThread:
         handle = self._idle.pop() if self._idle else pycurl.Curl()
         if transfer.begin(handle):
             self._running[handle] = transfer
-            self._multi.add_handle(handle)
+            self._multi_of(transfer).handle.add_handle(handle)
         else:
             self._idle.append(handle)
             self._over.append(transfer)
 
+    def _multi_of(self, transfer: Transfer) -> "_Multi":
+        multi = self._multis.get(transfer.trust)
+        if multi is None:
+            multi = self._multis[transfer.trust] = _Multi(self._clock, self._epoll, self._watched)
+        return multi
+
     def _collect(self) -> None:
         """Take in what ended; each end may let a waiting transfer start."""
-        left = 1
-        while left:
-            left, fine, failed = self._multi.info_read()
-            for handle in fine:
-                self._finish(handle, pycurl.E_OK, "")
-            for handle, code, message in failed:
-                self._finish(handle, code, message)
+        for multi in list(self._multis.values()):
+            left = 1
+            while left:
+                left, fine, failed = multi.handle.info_read()
+                for handle in fine:
+                    self._finish(handle, pycurl.E_OK, "")
+                for handle, code, message in failed:
+                    self._finish(handle, code, message)
 
     def _finish(self, handle: pycurl.Curl, code: int, message: str) -> None:
         transfer = self._running[handle]
@@ -165,28 +173,48 @@ class CurlThread:
             self._start(self._waiting.popleft())
 
     def _retire(self, handle: pycurl.Curl) -> None:
-        del self._running[handle]
-        self._multi.remove_handle(handle)
+        self._multi_of(self._running.pop(handle)).handle.remove_handle(handle)
         if len(self._idle) < IDLE_HANDLES:
             self._idle.append(handle)
         else:
             handle.close()
 
+    def _release(self) -> None:
+        for handle in list(self._running):
+            self._retire(handle)
+        for multi in self._multis.values():
+            multi.handle.close()
+        self._epoll.close()
+
+
+class _Multi:
+    """One libcurl multi handle: it keeps one CA bundle read, so there is one for each. Its sockets and its timer."""
+
+    def __init__(self, clock: Clock, epoll: select.epoll, watched: "dict[int, _Multi]") -> None:
+        self.timer_at: float | None = None
+        self._clock = clock
+        self._epoll = epoll
+        self._watched = watched
+        self.handle = pycurl.CurlMulti()
+        self.handle.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
+        self.handle.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
+
     def _on_socket(self, what: int, fd: int, multi: object, data: object) -> None:
         """libcurl tells which sockets to watch. A closed socket has left the epoll set by itself."""
         if what == pycurl.POLL_REMOVE:
-            if fd in self._watched:
-                self._watched.discard(fd)
+            if self._watched.get(fd) is self:
+                del self._watched[fd]
                 self._unregister(fd)
             return
         mask = _EPOLL_MASK[what]
         if fd in self._watched:
+            self._watched[fd] = self
             try:
                 self._epoll.modify(fd, mask)
                 return
             except FileNotFoundError:
                 pass
-        self._watched.add(fd)
+        self._watched[fd] = self
         self._epoll.register(fd, mask)
 
     def _unregister(self, fd: int) -> None:
@@ -196,15 +224,7 @@ class CurlThread:
             return
 
     def _on_timer(self, timeout_ms: int) -> None:
-        self._timer_at = None if timeout_ms < 0 else self._clock.monotonic() + timeout_ms / 1000
-
-    def _release(self) -> None:
-        for handle in list(self._running):
-            self._multi.remove_handle(handle)
-            handle.close()
-        self._running.clear()
-        self._multi.close()
-        self._epoll.close()
+        self.timer_at = None if timeout_ms < 0 else self._clock.monotonic() + timeout_ms / 1000
 
 
 _EPOLL_MASK = {

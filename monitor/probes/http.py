@@ -6,7 +6,6 @@ Owns limits (deadline, header and body size, verified TLS, no redirects, no prox
 import asyncio
 import errno
 import os
-import ssl
 from functools import partial
 
 import pycurl
@@ -15,6 +14,7 @@ from monitor.clock import Clock
 from monitor.errors import CannotLook
 from monitor.plugins import one_line
 from monitor.probes.curl_thread import CurlThread, Transfer
+from monitor.probes.http_tls import first_expiry, verify_tls
 from monitor.probes_contract import HttpAnswer, HttpFailure, HttpPhases, HttpReason, HttpRequest
 
 MAX_HEADER_BYTES = 65_536
@@ -27,7 +27,7 @@ USER_AGENT = "platform-monitor"
 
 
 class CurlProbe:
-    """Implements :class:`monitor.probes_contract.HttpProbe`: one thread, one libcurl multi handle, a new connection each time.
+    """Implements :class:`monitor.probes_contract.HttpProbe`: one thread, libcurl, a new connection each time.
 
     Use from one event loop. ``fetch`` raises ``CannotLook`` when the fault is on our side: our own queue, a request that cannot be
     sent, no CA bundle, no sockets left, or a dead probe thread.
@@ -98,6 +98,7 @@ class _Exchange:
 
     def __init__(self, request: HttpRequest, clock: Clock, future: "asyncio.Future[HttpAnswer | HttpFailure]") -> None:
         self.request = request
+        self.trust = request.ca_file or ""
         self.future = future
         self.asked_at = clock.monotonic()
         self.abandoned = False
@@ -186,13 +187,8 @@ class _Exchange:
 
     def _tls_days_left(self, handle: pycurl.Curl) -> float | None:
         """Days until the first certificate of the chain expires."""
-        expiries = [
-            ssl.cert_time_to_seconds(value.decode("ascii", "replace"))
-            for certificate in handle.getinfo_raw(pycurl.INFO_CERTINFO)
-            for name, value in certificate
-            if name == b"Expire date"
-        ]
-        return (min(expiries) - self._clock.now().timestamp()) / 86_400 if expiries else None
+        expires_at = first_expiry(handle)
+        return None if expires_at is None else (expires_at - self._clock.now().timestamp()) / 86_400
 
 
 def _refuse_unsendable(request: HttpRequest) -> None:
@@ -202,11 +198,6 @@ def _refuse_unsendable(request: HttpRequest) -> None:
     texts = (request.url, request.method, *(text for header in request.headers for text in header))
     if any(not text.isprintable() for text in texts):
         raise CannotLook(f"the request to {request.url!r} holds control characters: look at its path, method and headers")
-
-
-def system_ca_file() -> str | None:
-    """The machine's CA bundle, as OpenSSL names it (``SSL_CERT_FILE`` wins)."""
-    return ssl.get_default_verify_paths().cafile
 
 
 def _prepare(handle: pycurl.Curl, request: HttpRequest, left_s: float, on_header: object, on_body: object) -> None:
@@ -233,18 +224,7 @@ def _prepare(handle: pycurl.Curl, request: HttpRequest, left_s: float, on_header
     elif request.method != "GET":
         set_option(pycurl.CUSTOMREQUEST, request.method)
     if request.url.startswith("https://"):
-        _verify_tls(handle, request)
-
-
-def _verify_tls(handle: pycurl.Curl, request: HttpRequest) -> None:
-    ca_file = request.ca_file or system_ca_file()
-    if ca_file is None:
-        raise ValueError("no CA bundle is found on this machine: install ca-certificates or set ca_file")
-    handle.setopt(pycurl.CAINFO, ca_file)
-    handle.setopt(pycurl.SSL_VERIFYPEER, 1)
-    handle.setopt(pycurl.SSL_VERIFYHOST, 2)
-    handle.setopt(pycurl.SSL_SESSIONID_CACHE, 0)
-    handle.setopt(pycurl.OPT_CERTINFO, 1)
+        verify_tls(handle, request.ca_file)
 
 
 def _header_lines(request: HttpRequest) -> list[bytes]:

@@ -77,6 +77,30 @@ async def test_a_good_certificate_tells_its_days_and_the_handshake_its_time(prob
     assert answer.phases.tls_s > 0
 
 
+async def test_a_renewed_certificate_counts_with_the_next_probe(probe: CurlProbe, authority: trustme.CA, ca_file: str) -> None:
+    for days in (3, 90, 3):
+        async with serving(authority.issue_cert("localhost", not_after=NOW + timedelta(days=days))) as port:
+            answer = await probe.fetch(HttpRequest(f"https://localhost:{port}/", ca_file=ca_file))
+        assert isinstance(answer, HttpAnswer), answer
+        assert answer.tls_days_left == pytest.approx(days, abs=0.01)
+
+
+async def test_every_target_is_verified_against_its_own_bundle(
+    probe: CurlProbe, authority: trustme.CA, ca_file: str, tmp_path: Path
+) -> None:
+    other, other_file = trustme.CA(), str(tmp_path / "other.pem")
+    other.cert_pem.write_to_path(other_file)
+    async with serving(authority.issue_cert("localhost")) as first, serving(other.issue_cert("localhost")) as second:
+        asked = [(port, bundle) for _ in range(5) for port in (first, second) for bundle in (ca_file, other_file)]
+        outcomes = await asyncio.gather(*(probe.fetch(HttpRequest(f"https://localhost:{port}/", ca_file=file)) for port, file in asked))
+    for (port, file), outcome in zip(asked, outcomes, strict=True):
+        if (port == first) == (file == ca_file):
+            assert isinstance(outcome, HttpAnswer), outcome
+        else:
+            assert isinstance(outcome, HttpFailure)
+            assert outcome.reason is HttpReason.TLS_UNTRUSTED
+
+
 async def test_a_certificate_for_an_address_is_accepted(probe: CurlProbe, authority: trustme.CA, ca_file: str) -> None:
     async with serving(authority.issue_cert("127.0.0.1")) as port:
         assert isinstance(await probe.fetch(HttpRequest(f"https://127.0.0.1:{port}/", ca_file=ca_file)), HttpAnswer)
