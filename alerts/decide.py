@@ -98,7 +98,7 @@ def groups_of(result: CheckResult) -> set[str]:
 
 
 def _home(service: str, finding: Finding) -> str:
-    return f"{service}/{finding.kind.incident or finding.kind.name}"
+    return f"{service}/{finding.kind.incident or finding.kind.group or finding.kind.name}"
 
 
 def _findings(result: CheckResult, blind_severity: Severity) -> tuple[Finding, ...]:

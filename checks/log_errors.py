@@ -24,8 +24,10 @@ MISSED = Metric("monitor_log_missed_bytes_total", "Parts of the log that were le
 BEHIND = Metric("monitor_log_behind", "1 while there is more in the log than the check has read.")
 
 ERRORS_FOUND = FindingKind("LogErrors", Severity.P4, None, "The log tells of more than max_errors errors in the last 24 hours.")
-NEW_SHAPE = FindingKind("NewErrorShape", Severity.P3, None, "The log tells of an error of a kind that was not seen before.")
-BURST = FindingKind("ErrorBurst", Severity.P2, None, "Errors come faster than burst_per_minute over burst_window.")
+NEW_SHAPE = FindingKind(
+    "NewErrorShape", Severity.P3, None, "The log tells of an error of a kind that was not seen before.", group="LogErrors"
+)
+BURST = FindingKind("ErrorBurst", Severity.P2, None, "Errors come faster than burst_per_minute over burst_window.", group="LogErrors")
 
 Code = Literal["INC-001", "INC-002", "INC-003", "INC-004", "INC-005", "INC-006"]
 _SAYS = "The log holds a text of patterns for"

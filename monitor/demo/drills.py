@@ -18,7 +18,7 @@ from rich.table import Table
 
 from monitor import config as configuration
 from monitor.clock import SystemClock
-from monitor.domain import Incident, IncidentState
+from monitor.domain import Incident, IncidentState, Severity
 from monitor.errors import MonitorError, UsageError
 from monitor.store import Store
 from services.faults import Fault, find_fault
@@ -108,6 +108,10 @@ async def run_drill(drill: Drill, platform: Platform, config: Path, console: Con
                 await _mend(drill, platform, config, incident, console)
                 account.note("mended", clock.now())
                 await _watch_resolve(drill, platform, store, incident, account, console)
+                others = _paged_besides(store, incident, account.fault_at)
+                account.note("one fault, one page: nobody was woken or called for anything else", None if others else clock.now())
+                for other in others:
+                    console.print(f"  [red]also told[/] {other.severity.name} {escape(other.service)}: {escape(other.summary)}")
         finally:
             await drill.fault.heal(platform)
         _print(drill, incident, account, store, console)
@@ -156,6 +160,12 @@ async def _watch_resolve(drill: Drill, platform: Platform, store: Store, inciden
         with console.status(f"waiting for the resolve at {drill.told}"):
             at = await _within(lambda: _arrived(drill, platform, incident, resolve=True), PAGED_WITHIN_S)
         account.note(f"the resolve arrived at {drill.told}", at)
+
+
+def _paged_besides(store: Store, incident: Incident, since: datetime) -> list[Incident]:
+    """What else people were woken or called for since the fault; tickets call nobody."""
+    opened = [other for other in store.incidents.list(unresolved=False) if other.opened_at >= since and other.id != incident.id]
+    return [other for other in opened if other.told and other.severity <= Severity.P2]
 
 
 # --- looking ---------------------------------------------------------------------------------------------------------

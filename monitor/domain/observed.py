@@ -61,6 +61,8 @@ class FindingKind:
     severity: Severity
     incident: str | None
     help: str
+    group: str = ""
+    """Without an incident code: findings of one service and one group are told as one incident. Empty is the name."""
     fells: bool = False
     """Whether what depends on the service cannot work while this is found: it is then the cause of their findings."""
     doubts: bool = False

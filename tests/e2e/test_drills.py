@@ -50,5 +50,6 @@ async def test_drill(name: str, tmp_path: Path) -> None:
     assert "✗" not in printed
     assert "the page arrived" in printed
     assert "the resolve arrived" in printed
+    assert "one fault, one page" in printed
     left = [process for process in psutil.Process().children(recursive=True) if process.pid not in before]
     assert left == []
