@@ -91,7 +91,8 @@ class JsonClient:
 
     def _refused(self, response: httpx2.Response, answer: Answer) -> DeliveryError:
         status = response.status_code
-        wait_s = retry_after_s(response.headers.get("Retry-After"), self._ctx.clock.now())
+        asked = response.headers.get("Retry-After") or (response.headers.get("ratelimit-reset") if status == 429 else None)
+        wait_s = retry_after_s(asked, self._ctx.clock.now())
         limited = status == 429 or (status == 403 and (wait_s is not None or response.headers.get("X-RateLimit-Remaining") == "0"))
         said = _said(answer.body)
         for secret in self._secrets:
@@ -109,11 +110,17 @@ def _read(content: bytes) -> Any:
 
 
 def _said(body: Any) -> str:
-    """The provider's own words: GitHub's ``message``, Jira's ``errorMessages`` and ``errors``."""
+    """The provider's own words: GitHub's ``message``, Jira's ``errorMessages`` and ``errors``, PagerDuty's ``error``."""
+    if isinstance(body, str):
+        return body
     if not isinstance(body, dict):
         return ""
+    if isinstance(body.get("error"), dict):
+        return _said(body["error"])
     parts = [body.get("message"), *(body.get("errorMessages") or ())]
     errors = body.get("errors")
+    if isinstance(errors, list):
+        parts += [text for text in errors if isinstance(text, str)]
     if isinstance(errors, dict):
         parts += [f"{name}: {text}" for name, text in errors.items()]
     return "; ".join(str(part) for part in parts if part)

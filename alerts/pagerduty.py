@@ -4,22 +4,20 @@ Owns the event's shape and the fence around the ``pagerduty`` client, which woul
 """
 
 import logging
-import re
 from datetime import datetime
 from typing import Any
 
 import httpx2
 import pagerduty as api
-from pydantic import SecretStr, field_validator
 
 from alerts.message import Message, clean, compose
-from alerts.transport import HttpsUrl, retry_after_s, run_blocking, tls_context
+from alerts.pagerduty_incidents import COMPARING, PagerDutyConfig, keys_of
+from alerts.transport import retry_after_s, run_blocking, tls_context
 from monitor.domain import Notification, Receipt, Severity, Transition
 from monitor.errors import DeliveryError
-from monitor.plugins import LocalPath, NotifyContext, PluginConfig, Secret, notifier
+from monitor.plugins import NotifyContext, notifier
 
 SUMMARY_CHARS = 1024
-DEDUP_KEY_CHARS = 255
 REQUEST_TIMEOUT_S = 5.0
 """Per connect and read; the whole exchange is under the context's deadline."""
 
@@ -37,30 +35,12 @@ _QUIET = logging.getLogger("monitor.pagerduty_client")
 _QUIET.setLevel(logging.CRITICAL)  # a notifier logs nothing: its one result is the receipt or the error
 
 
-class PagerDutyConfig(PluginConfig):
-    """An Events API v2 integration. ``ca_file`` replaces the system's authorities, for a proxy or a test."""
-
-    routing_key: Secret
-    webhook_secret: Secret | None = None
-    """Of a v3 webhook to ``/pagerduty/webhook``: who acknowledges there has it here."""
-    base_url: HttpsUrl = "https://events.pagerduty.com"
-    ca_file: LocalPath | None = None
-
-    @field_validator("routing_key")
-    @classmethod
-    def _looks_like_a_key(cls, key: SecretStr) -> SecretStr:
-        text = key.get_secret_value()
-        if not re.fullmatch(r"[A-Za-z0-9]{32}", text):
-            raise ValueError(f"expected an Events API v2 routing key of 32 letters and digits, got {len(text)} characters")
-        return key
-
-
-@notifier("pagerduty", config=PagerDutyConfig, per_minute=110)  # about 120 calls a minute a key; a little below
+@notifier("pagerduty", config=PagerDutyConfig, per_minute=110, upkeep=COMPARING)  # about 120 calls a minute a key; a little below
 async def pagerduty(ctx: NotifyContext, cfg: PagerDutyConfig, notification: Notification) -> Receipt:
     """Opens, acknowledges and resolves one PagerDuty alert per incident and asking (Events API v2)."""
     now = ctx.clock.now()
     event = build_event(notification, now)
-    action, (*older, key) = ACTIONS[notification.transition], keys_of(notification)
+    action, (*older, key) = ACTIONS[notification.transition], keys_of(notification.incident)
 
     def send() -> str:
         with _client(cfg, ctx.deadline_s) as client:
@@ -76,22 +56,6 @@ async def pagerduty(ctx: NotifyContext, cfg: PagerDutyConfig, notification: Noti
     except httpx2.InvalidURL as exc:
         raise DeliveryError(f"PagerDuty: base_url is not a usable address: {exc}", retryable=False) from exc
     return Receipt(reference=reference)
-
-
-def keys_of(notification: Notification) -> tuple[str, ...]:
-    """The deduplication keys of every asking, the present one last.
-
-    PagerDuty stays quiet about an alert that is acknowledged. When our acknowledgement has ended, a new alert pages again and the
-    older ones are resolved.
-    """
-    incident = notification.incident
-    whole = notification.dedup_key
-    return tuple((whole if number == 1 else f"{whole}.{number}")[:DEDUP_KEY_CHARS] for number in range(1, incident.asked + 1))
-
-
-def incident_of_key(key: str) -> str:
-    """The incident that a deduplication key belongs to."""
-    return key.partition(".")[0]
 
 
 def build_event(notification: Notification, now: datetime) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from monitor.runner import Runner
 from monitor.scheduler import Scheduler
 from monitor.selfwatch import SelfWatch
 from monitor.store import Store, StoreThread
+from monitor.upkeep import UpkeepLoop
 from monitor.views import Views
 
 PULSE_S = 1.0
@@ -81,6 +82,7 @@ class App:
         self._engine.each_round = SelfWatch(self._engine, store=store, thread=thread, clock=clock).look
         self._alerting = Alerting(self._engine, self._intake, store=store, thread=thread, clock=clock, version=VERSION)
         self._views = Views(self._engine, store=store, thread=thread, clock=clock, version=VERSION)
+        self._upkeep = UpkeepLoop(self._engine, store=store, thread=thread, clock=clock, show=self._exposition)
         self._deadman = DeadMan(lambda: self._settings, self._unready, store=store, thread=thread, clock=clock, show=self._exposition)
         self._last_pulse = clock.monotonic()
         self._shown: set[str] = set()
@@ -105,7 +107,7 @@ class App:
             with self._signals():
                 log.info("started", address=f"http://{self._settings.listen_host}:{self.port}", checks=len(self._settings.instances))
                 async with asyncio.TaskGroup() as group:
-                    loops = (self._scheduler, self._engine, self._intake, self._delivery, self._reports, self._deadman)
+                    loops = (self._scheduler, self._engine, self._intake, self._delivery, self._reports, self._deadman, self._upkeep)
                     tasks = [group.create_task(part.serve(), name=type(part).__name__) for part in loops]
                     tasks += [group.create_task(self._pulse(), name="pulse"), group.create_task(self._refresh_gauges(), name="gauges")]
                     http = group.create_task(server.serve(sockets=[self._socket]), name="http")
@@ -148,6 +150,7 @@ class App:
 
     def _count_attempt(self, channel: str, outcome: str) -> None:
         self._exposition.add(names.NOTIFICATIONS, channel=channel, outcome=outcome)
+        self._upkeep.heard(channel, outcome)
 
     async def _adopt(self, settings: Settings) -> None:
         """Point probes, metrics and schedule at these settings."""

@@ -35,7 +35,8 @@ MAX_SETTLED = 100_000
 MAX_UNSAVED = 100_000
 """Results kept for the history while the store cannot be written; the oldest are dropped first."""
 
-NO_CHECKS = frozenset({INSTANCE, "delivery/monitor"})
+UPKEEP = "upkeep/monitor"
+NO_CHECKS = frozenset({INSTANCE, "delivery/monitor", UPKEEP})
 """What stands in an alert in place of a check instance when no check found it."""
 
 log = structlog.get_logger("monitor.engine")

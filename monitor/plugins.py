@@ -25,6 +25,7 @@ from monitor.domain import (
     Observed,
     Plan,
     Receipt,
+    Upkeep,
 )
 from monitor.errors import PluginError
 from monitor.probes_contract import Heartbeats, Host, HttpProbe, LogReader, Postgres
@@ -285,13 +286,14 @@ class Notifier(Generic[ConfigT]):
     send: Callable[[NotifyContext, ConfigT, Notification], Awaitable[Receipt]]
     per_minute: float | None = None
     """How many notifications the provider takes in a minute through one channel, by its published limit."""
+    upkeep: Upkeep | None = None
 
 
 AnyNotifier = Notifier[Any]
 
 
 def notifier(
-    name: str, *, config: type[ConfigT], per_minute: float | None = None
+    name: str, *, config: type[ConfigT], per_minute: float | None = None, upkeep: Upkeep | None = None
 ) -> Callable[[Callable[[NotifyContext, ConfigT, Notification], Awaitable[Receipt]]], Notifier[ConfigT]]:
     """Declare ``async def send(ctx, cfg, notification) -> Receipt`` a notifier.
 
@@ -299,7 +301,7 @@ def notifier(
     """
 
     def declare(send: Callable[[NotifyContext, ConfigT, Notification], Awaitable[Receipt]]) -> Notifier[ConfigT]:
-        return Notifier(name=name, help=(send.__doc__ or "").strip(), config=config, send=send, per_minute=per_minute)
+        return Notifier(name=name, help=(send.__doc__ or "").strip(), config=config, send=send, per_minute=per_minute, upkeep=upkeep)
 
     return declare
 

@@ -12,7 +12,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse, RedirectResponse
 from pydantic import SecretStr
 
-from alerts.pagerduty import PagerDutyConfig, incident_of_key
+from alerts.pagerduty_incidents import PagerDutyConfig, by_pagerduty, incident_of_key
+from alerts.reconcile import stays_open
 from alerts.slack import SlackConfig
 from alerts.slack_card import ACKNOWLEDGE, SILENCE
 from monitor.alerting import Alerting
@@ -81,10 +82,10 @@ class _Doors:
             event_id, kind, data = str(event["id"]), str(event["event_type"]), event["data"]
             incident_id = incident_of_key(str(data.get("incident_key") or ""))
             agent = event.get("agent") or {}
-            who = f"{one_line(str(agent.get('summary') or 'somebody'), limit=80)} (PagerDuty)"
+            who, person = by_pagerduty(agent), str(agent.get("type", "")).startswith("user")
         except (KeyError, TypeError, AttributeError, ValueError):
             return PlainTextResponse("not an event of PagerDuty's v3 webhooks\n", 400)
-        if agent.get("type") in {None, "service_reference", "inbound_integration_reference"} and kind != "incident.reassigned":
+        if kind in {"incident.acknowledged", "incident.resolved"} and not person:
             return PlainTextResponse("")  # our own acknowledgement or resolve, echoed
         delivery = request.headers.get("X-Webhook-Id", "") + event_id
         if not self._pagerduty_seen.first(delivery, now):
@@ -101,12 +102,16 @@ class _Doors:
             case "incident.acknowledged":
                 return await _try(self._alerting.acknowledge(incident_id, who))
             case "incident.resolved":
-                note = f"{who} resolved it in PagerDuty; it stays open until the check sees health"
-                return await _try(self._alerting.acknowledge(incident_id, who, note=note))
+                return await _try(self._alerting.acknowledge(incident_id, who, note=stays_open(who)))
             case "incident.reassigned" | "incident.delegated" | "incident.escalated":
-                names = [str(one.get("summary", "")) for one in data.get("assignees") or [] if isinstance(one, dict)]
-                text = f"in PagerDuty now assigned to {one_line(', '.join(names), limit=150) or 'nobody'}"
-                return await _try(self._alerting.note(incident_id, text, who))
+                policy, *people = [_named(one) for one in (data.get("escalation_policy"), *(data.get("assignees") or ()))]
+                names = one_line(", ".join(filter(None, people)), limit=150) or "nobody"
+                by = f" by the policy {one_line(policy, limit=80)}" if kind == "incident.delegated" and policy else ""
+                return await _try(self._alerting.note(incident_id, f"in PagerDuty now assigned to {names}{by}", who))
+            case "incident.unacknowledged":
+                return await _try(self._alerting.note(incident_id, "the acknowledgement in PagerDuty ended: PagerDuty asks again", who))
+            case "incident.reopened":
+                return await _try(self._alerting.note(incident_id, f"{who} reopened it there", who))
             case _:
                 return None
 
@@ -128,6 +133,10 @@ class _Doors:
         channels = self._alerting.settings.channels.values()
         found = {getattr(channel.config, name) for channel in channels if isinstance(channel.config, kind)}
         return sorted(secret.get_secret_value() for secret in found if isinstance(secret, SecretStr))
+
+
+def _named(reference: Any) -> str:
+    return str(reference.get("summary") or "") if isinstance(reference, dict) else ""
 
 
 async def _try(change: Awaitable[object]) -> Response | None:

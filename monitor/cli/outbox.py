@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from monitor.cli.opening import DEFAULT_CONFIG, ConfigOption, JsonOption, ago, open_store, out, plain_table, print_json
 from monitor.clock import SystemClock
+from monitor.engine import UPKEEP
 from monitor.errors import UsageError
 
 
@@ -22,11 +23,14 @@ def register(app: typer.Typer) -> None:
         store = open_store(config)
         try:
             rows = store.outbox.undelivered()
+            unkept = [alert.summary for alert in store.incidents.live_alerts() if alert.instance == UPKEEP]
         finally:
             store.close()
         if as_json:
             print_json([asdict(row) for row in rows])
             return
+        for summary in unkept:
+            out.print(f"[red]{escape(summary)}[/]")
         if not rows:
             out.print("[green]everything is delivered[/]")
             return

@@ -5,7 +5,7 @@ Owns no behaviour beyond building values; imports the standard library only.
 
 from monitor.domain.alerts import Alert, AlertPolicy, AlertState, Matcher, Silence
 from monitor.domain.core import Labels, Severity, pairs
-from monitor.domain.delivery import Link, Notification, Receipt
+from monitor.domain.delivery import Link, Notification, Receipt, Sighting, Standing, There, Upkeep
 from monitor.domain.incidents import (
     Decision,
     EscalationStep,
@@ -48,9 +48,13 @@ __all__ = [
     "ResponsePolicy",
     "Sample",
     "Severity",
+    "Sighting",
     "Silence",
+    "Standing",
     "Step",
+    "There",
     "TimelineEntry",
     "Transition",
+    "Upkeep",
     "pairs",
 ]

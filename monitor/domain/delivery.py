@@ -1,7 +1,10 @@
 """What a notifier is given, and what it gives back."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
+from typing import Any
 
 from monitor.domain.core import Labels
 from monitor.domain.incidents import Incident, Transition
@@ -39,3 +42,49 @@ class Notification:
     links: tuple[Link, ...] = ()
     first_receipt: Receipt | None = None
     """Receipt of the first notification of this incident on this channel, if one was delivered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """An incident on one channel that has been told of it and owes it nothing more: what the far side ought to know."""
+
+    incident: Incident
+    channel: str
+    first_receipt: Receipt
+    """Of the first notification that was delivered."""
+    last: Transition
+    """The last one that was delivered."""
+    last_at: datetime
+    """When that was."""
+
+
+class There(StrEnum):
+    """How an incident stands on a channel's far side."""
+
+    OPEN = "open"
+    ACKED = "acknowledged"
+    RESOLVED = "resolved"
+    MISSING = "missing"
+    """The far side knows nothing of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """What a channel's far side says about one incident."""
+
+    standing: Standing
+    there: There
+    by: str | None = None
+    """The person who brought it to that state, with the far side's name behind; None when no person did."""
+    at: datetime | None = None
+    """When it came to that state, by the far side's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upkeep:
+    """What a channel needs between notifications: its far side compared with ours, or told again what it would forget."""
+
+    every_s: Callable[[Any], float | None]
+    """How often, by the channel's configuration; None when it needs none."""
+    run: Callable[[Any, Any, tuple[Standing, ...]], Awaitable[tuple[Sighting, ...]]]
+    """``async def run(ctx, cfg, standings)``: the sightings that the monitor is to act on. Raises ``DeliveryError``."""

@@ -31,6 +31,20 @@ NOTIFICATIONS = Metric(
     ("channel", "outcome"),
     "counter",
 )
+UPKEEP = Metric(
+    "monitor_upkeep_total",
+    "Rounds in which a channel's far side was compared with ours, or told again what it would forget: ok or failed.",
+    ("channel", "outcome"),
+    "counter",
+)
+UPKEEP_LAST_SUCCESS = Metric("monitor_upkeep_last_success_timestamp_seconds", "When the last such round succeeded.", ("channel",))
+UPKEEP_REPAIRS = Metric(
+    "monitor_upkeep_repairs_total",
+    "What such rounds found to differ: acknowledged (here, because there), trigger, acknowledge, resolve (sent again), left (as it is).",
+    ("channel", "repair"),
+    "counter",
+)
+UPKEEP_DRIFT = Metric("monitor_upkeep_drift", "Incidents on which the channel's far side differs and stays so.", ("channel",))
 DEADMAN_BEAT = Metric("monitor_deadman_last_beat_timestamp_seconds", "When the service outside last took a beat; absent before the first.")
 LOOP_LAG = Metric("monitor_loop_lag_seconds", "How late the event loop ran its last timer.")
 SCHEDULER_LATE = Metric("monitor_scheduler_late_seconds", "How late the latest due check was started.")
@@ -64,6 +78,10 @@ OWN = (
     OUTBOX_OLDEST,
     OUTBOX_DEAD,
     NOTIFICATIONS,
+    UPKEEP,
+    UPKEEP_LAST_SUCCESS,
+    UPKEEP_REPAIRS,
+    UPKEEP_DRIFT,
     DEADMAN_BEAT,
     LOOP_LAG,
     SCHEDULER_LATE,

@@ -1,6 +1,6 @@
 """Alerts, incidents and their timeline: what is known, and decisions committed whole or not at all."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -9,12 +9,13 @@ from sqlalchemy import Connection, and_, delete, func, insert, or_, select, upda
 from sqlalchemy.dialects import postgresql, sqlite
 
 from alerts.decide import Known
-from monitor.domain import Alert, AlertState, Decision, Incident, IncidentState, Severity, TimelineEntry
+from monitor.domain import Alert, AlertState, Decision, Incident, IncidentState, Severity, Standing, TimelineEntry
 from monitor.errors import UsageError
 from monitor.store.database import Database
 from monitor.store.outbox import supersede
 from monitor.store.rows import alert_of, alert_row, incident_of, incident_row, timeline_of
 from monitor.store.schema import alerts, incidents, outbox, timeline
+from monitor.store.standings import candidates, standings
 
 _LIVE_ALERT = alerts.c.state != AlertState.RESOLVED.value
 _LIVE_INCIDENT = incidents.c.state != IncidentState.RESOLVED.value
@@ -79,6 +80,24 @@ class IncidentStore:
                 mark = update(outbox).where(outbox.c.id == row_id, outbox.c.fallback_at.is_(None)).values(fallback_at=now)
                 if connection.execute(mark).rowcount == 0:
                     return Decision()
+            if decided:
+                self._save(connection, decided, now)
+            return decided
+
+    def standings(self, channel: str, since: datetime, limit: int = 1000) -> tuple[Standing, ...]:
+        """What a channel was told of and owes nothing more: of what is not over, and of what ended since then; the worst first."""
+        with self._database.read() as connection:
+            chosen = candidates(connection, since, limit)
+            known = {standing.incident.id: standing for standing in standings(connection, channel, chosen)}
+        return tuple(known[incident.id] for incident in chosen if incident.id in known)
+
+    def change_standing(self, standing: Standing, decision: Callable[[Sequence[str]], Decision], now: datetime) -> Decision:
+        """Apply a decision, made of the incident's timeline, if the incident still stands on its channel as it did; else nothing."""
+        with self._database.write() as connection:
+            if standings(connection, standing.channel, [_find(connection, standing.incident.id)]) != (standing,):
+                return Decision()
+            lines = select(timeline.c.text).where(timeline.c.incident_id == standing.incident.id).order_by(timeline.c.id)
+            decided = decision(connection.execute(lines).scalars().all())
             if decided:
                 self._save(connection, decided, now)
             return decided

@@ -1,8 +1,10 @@
 """A stand-in for PagerDuty's Events API v2 that keeps the published rules and shows whom it would have paged.
 
+What people do there, and the REST API that shows it, are in ``pagerduty_rest.py``.
 Limits and answers are those of PagerDuty/developer-docs, "Events API v2"; alerts live in memory.
 """
 
+import hashlib
 import json
 import math
 import time
@@ -19,6 +21,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from services.externals.page import show
+from services.externals.pagerduty_rest import rest_routes
 from services.externals.script import Script, Step
 
 BODY_BYTES = 512 * 1024
@@ -43,6 +46,8 @@ class Incident:
     """One alert as PagerDuty would show it. Times are epoch seconds."""
 
     number: int
+    service: str
+    routing_key: str = field(repr=False)
     dedup_key: str
     severity: str
     summary: str
@@ -54,6 +59,11 @@ class Incident:
     triggers: int = 1
     acked_at: float | None = None
     resolved_at: float | None = None
+    changed_at: float = 0.0
+    """When its state changed last, and by whom: a person, or nobody when an event did it."""
+    changed_by: str | None = None
+    acked_by: str | None = None
+    assigned_to: str = "Ada On-Call"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,22 +201,43 @@ class Pager:
         if incident is None:
             return "dropped"
         if event["event_action"] == "acknowledge":
-            incident.state, incident.acked_at = "acknowledged", incident.acked_at or now
+            self.change(incident, "acknowledged", None)
             return "acknowledged"
-        incident.state, incident.resolved_at = "resolved", now
-        del self._open[key]
+        self.change(incident, "resolved", None)
         return "resolved"
+
+    def change(self, incident: Incident, state: Literal["triggered", "acknowledged", "resolved"], who: str | None) -> None:
+        """Bring an incident to a state: a person does, or without one an event."""
+        now = self.clock()
+        if incident.state != state:
+            incident.changed_at, incident.changed_by = now, who
+        incident.state = state
+        if state == "acknowledged":
+            incident.acked_at, incident.acked_by = incident.acked_at or now, incident.acked_by or who
+        key = next((key for key, one in self._open.items() if one is incident), None)
+        if state == "resolved":
+            incident.resolved_at = now
+            if key is not None:
+                del self._open[key]
+        if state == "triggered":
+            incident.acked_at = incident.acked_by = None
+        if state != "resolved" and key is None:
+            incident.resolved_at = None
+            self._open[(incident.routing_key, incident.dedup_key)] = incident
 
     def _begin(self, key: tuple[str, str], event: Event, now: float) -> str:
         payload = event["payload"]
         self._numbers += 1
         self._open[key] = Incident(
             number=self._numbers,
+            service=service_id(key[0]),
+            routing_key=key[0],
             dedup_key=key[1],
             severity=payload["severity"],
             summary=payload["summary"],
             source=str(payload["source"]),
             opened_at=now,
+            changed_at=now,
             details=payload.get("custom_details", {}),
             links=event.get("links", []),
         )
@@ -223,7 +254,12 @@ class Pager:
         return "folded"
 
 
-def create_app(*, clock: Callable[[], float] = time.time, rate_per_min: int = 120) -> Starlette:
+def service_id(routing_key: str) -> str:
+    """The service that a routing key belongs to: each key has one of its own."""
+    return f"P{hashlib.sha256(routing_key.encode()).hexdigest()[:6].upper()}"
+
+
+def create_app(*, clock: Callable[[], float] = time.time, rate_per_min: int = 120, rest_per_min: int = 960) -> Starlette:
     """``POST /v2/enqueue`` as PagerDuty answers it; ``/`` for people, ``/_received`` and ``/_script`` for tests.
 
     ``clock`` gives epoch seconds. Any routing key of 32 letters and digits is an integration.
@@ -247,7 +283,7 @@ def create_app(*, clock: Callable[[], float] = time.time, rate_per_min: int = 12
             {
                 "events": [call for call in calls if call["status"] == 202],
                 "refused": [call for call in calls if call["status"] != 202],
-                "incidents": [asdict(incident) for incident in pager.incidents],
+                "incidents": [_shown(incident) for incident in pager.incidents],
             }
         )
 
@@ -262,8 +298,13 @@ def create_app(*, clock: Callable[[], float] = time.time, rate_per_min: int = 12
             Route("/_received", received),
             Route("/_clear", clear, methods=["POST"]),
             script.route(),
+            *rest_routes(pager, rest_per_min),
         ]
     )
+
+
+def _shown(incident: Incident) -> Event:
+    return {name: value for name, value in asdict(incident).items() if name != "routing_key"}
 
 
 async def _capped_body(request: Request) -> bytes | None:

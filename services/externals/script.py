@@ -62,8 +62,8 @@ class Script:
             return Response(step.body, status, headers)
         return JSONResponse(body, status, headers)
 
-    def route(self) -> Route:
-        return Route("/_script", self._accept, methods=["POST"])
+    def route(self, path: str = "/_script") -> Route:
+        return Route(path, self._accept, methods=["POST"])
 
     async def _accept(self, request: Request) -> Response:
         """Replaces what was scripted before; an empty list restores good behaviour."""

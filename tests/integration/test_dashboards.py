@@ -50,6 +50,10 @@ def full_exposition() -> Exposition:
     for metric in (names.OWN_STATEMENTS, names.OWN_BUSY):
         exposition.set(metric, 1, service="postgres")
     exposition.set(names.OWN_CONNECTS, 1, service="postgres", kind="held")
+    for metric in (names.UPKEEP_LAST_SUCCESS, names.UPKEEP_DRIFT):
+        exposition.set(metric, 1, channel="pagerduty")
+    exposition.add(names.UPKEEP, channel="pagerduty", outcome="ok")
+    exposition.add(names.UPKEEP_REPAIRS, channel="pagerduty", repair="left")
     for check in CHECKS:
         for service in ("auth", "data"):
             samples = [metric(1, **labels) for metric in check.metrics for labels in label_sets(metric)]

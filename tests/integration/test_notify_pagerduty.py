@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from alerts import DeliveryError, pagerduty
-from alerts.pagerduty import PagerDutyConfig
+from alerts.pagerduty_incidents import PagerDutyConfig
 from alerts.transport import retry_after_s
 from monitor.domain import Severity, Transition
 from monitor.plugins import Notifier

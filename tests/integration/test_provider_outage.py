@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from alerts import pagerduty as plugin
-from alerts.pagerduty import PagerDutyConfig
+from alerts.pagerduty_incidents import PagerDutyConfig
 from monitor.config.settings import Channel
 from monitor.domain import EscalationStep, Severity
 from services.externals import pagerduty

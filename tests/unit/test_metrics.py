@@ -196,6 +196,10 @@ def test_promtool_finds_nothing_to_complain_about() -> None:
     for metric in (names.DEADMAN_BEAT, names.STORE_UP, names.CONFIG_RELOAD_SUCCESSFUL, names.CONFIG_RELOAD_SUCCESS_TIME):
         exposition.set(metric, 1)
     exposition.set(names.OWN_CONNECTS, 1, service="db", kind="held")
+    for metric in (names.UPKEEP_LAST_SUCCESS, names.UPKEEP_DRIFT):
+        exposition.set(metric, 1, channel="pagerduty")
+    exposition.add(names.UPKEEP, channel="pagerduty", outcome="ok")
+    exposition.add(names.UPKEEP_REPAIRS, channel="pagerduty", repair="left")
     for metric in (names.OWN_STATEMENTS, names.OWN_BUSY):
         exposition.set(metric, 1, service="db")
     for metric in names.OWN:
