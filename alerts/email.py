@@ -17,7 +17,6 @@ from functools import cache
 from typing import Annotated, Literal, Self
 
 import aiosmtplib
-import css_inline
 from aiosmtplib import SMTPResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import AfterValidator, Field, model_validator
@@ -168,6 +167,8 @@ def render_html(message: Message) -> str:
 
 def inline_css(html: str) -> str:
     """Move styles onto the elements, as mail readers need it. Fetches nothing."""
+    import css_inline  # noqa: PLC0415 - 2 MiB, and not needed before the first mail
+
     return css_inline.CSSInliner(keep_at_rules=True, load_remote_stylesheets=False).inline(html)
 
 

@@ -1,19 +1,18 @@
 """Can a partner's SFTP server be entered, is it still the same one, and does it have the files that are expected?"""
 
 import asyncio
-import fnmatch
-from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import asyncssh
 from pydantic import Field, field_validator, model_validator
 
-from checks.addresses import Address, parse_address
+from checks.addresses import Address
 from checks.connecting import reason_of
 from checks.words import lasted, many
 from monitor.domain import FindingKind, Metric, Observed, Sample, Severity
-from monitor.errors import CannotLook
 from monitor.plugins import CheckContext, Duration, LocalPath, PluginConfig, Secret, check, one_line
+
+if TYPE_CHECKING:
+    from checks.sftp_session import Listing, TurnedAwayError
 
 UP = Metric("monitor_sftp_up", "1 when the login and the listing succeeded, 0 when not.")
 DURATION = Metric("monitor_sftp_duration_seconds", "Time for login and listing.")
@@ -47,9 +46,11 @@ class Config(PluginConfig):
     @classmethod
     def _is_a_key(cls, host_key: str) -> str:
         if not host_key.startswith("SHA256:"):
+            from checks.sftp_session import fingerprint_of  # noqa: PLC0415 - large, and not needed everywhere
+
             try:
-                asyncssh.import_public_key(host_key)
-            except asyncssh.KeyImportError:
+                fingerprint_of(host_key)
+            except ValueError:
                 raise ValueError(
                     'expected "SHA256:…" or a line such as "ssh-ed25519 AAAA…": ssh-keyscan HOST | ssh-keygen -lf - shows it'
                 ) from None
@@ -66,26 +67,9 @@ class Config(PluginConfig):
         """The host key's, by SHA-256."""
         if self.host_key.startswith("SHA256:"):
             return self.host_key.rstrip("=")
-        return asyncssh.import_public_key(self.host_key).get_fingerprint()
+        from checks.sftp_session import fingerprint_of  # noqa: PLC0415 - large, and not needed everywhere
 
-
-class _Client(asyncssh.SSHClient):
-    """Accepts one host key only, and remembers what was shown."""
-
-    def __init__(self, fingerprint: str) -> None:
-        self._fingerprint = fingerprint
-        self.shown = ""
-
-    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-        self.shown = key.get_fingerprint()
-        return self.shown == self._fingerprint
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    files: int
-    newest_s: float | None
-    """Unix seconds of the newest file."""
+        return fingerprint_of(self.host_key)
 
 
 @check(
@@ -99,86 +83,49 @@ class Listing:
 )
 async def sftp(ctx: CheckContext, cfg: Config) -> Observed:
     """Logs in at an SFTP server whose host key is known, and lists a folder."""
-    keys = _keys(cfg)
-    client = _Client(cfg.fingerprint)
+    from checks import sftp_session  # noqa: PLC0415 - large, and not needed everywhere
+
+    door = sftp_session.Door(cfg.address, cfg.username, cfg.password, cfg.private_key, cfg.fingerprint, cfg.deadline)
     began = ctx.clock.monotonic()
-    place = one_line(cfg.address, limit=100)
     try:
         async with asyncio.timeout(cfg.deadline):
-            listing = await _list(cfg, client, keys)
-    except asyncssh.HostKeyNotVerifiable:
-        facts = {
-            "shown": client.shown or "another kind of key",
-            "expected": cfg.fingerprint,
-            "first": "ask the server's owner before anything is trusted",
-        }
-        return _found(HOST_KEY, f"{place} shows another host key than it should ({ctx.service.name})", facts, began, ctx)
-    except asyncssh.PermissionDenied as exc:
-        facts = {
-            "user": one_line(cfg.username, limit=80),
-            "said": one_line(exc.reason, limit=200),
-            "first": "has the password expired, or the key been removed?",
-        }
-        return _found(LOGIN, f"{place} refuses the login of {one_line(cfg.username, limit=80)} ({ctx.service.name})", facts, began, ctx)
-    except asyncssh.SFTPError as exc:
-        facts = {"folder": one_line(cfg.folder, limit=200), "said": one_line(exc.reason, limit=200)}
-        return _found(
-            LISTING, f"the folder {one_line(cfg.folder, limit=100)} of {place} cannot be listed ({ctx.service.name})", facts, began, ctx
-        )
-    except (OSError, TimeoutError, asyncssh.Error) as exc:
-        if isinstance(exc, asyncssh.Error):
-            reason, words = "no_ssh", f"it speaks no SSH, or ended it: {one_line(exc.reason, limit=120)}"
-        else:
-            reason, words = reason_of(exc, deadline_s=cfg.deadline)
-        return _found(DOWN, f"no SFTP at {place}: {words} ({ctx.service.name})", {"reason": reason, "address": place}, began, ctx)
+            listing = await sftp_session.list_folder(door, cfg.folder, pattern=cfg.pattern, most=cfg.max_files)
+    except sftp_session.TurnedAwayError as exc:
+        return _found(*_turned_away(exc, cfg, ctx.service.name), began, ctx)
+    except (OSError, TimeoutError) as exc:
+        return _found(*_unreachable(*reason_of(exc, deadline_s=cfg.deadline), cfg, ctx.service.name), began, ctx)
     return judge(listing, cfg, took_s=ctx.clock.monotonic() - began, now_s=ctx.clock.now().timestamp(), service=ctx.service.name)
 
 
-def _keys(cfg: Config) -> list[asyncssh.SSHKey]:
-    if cfg.private_key is None:
-        return []
-    try:
-        return [asyncssh.read_private_key(cfg.private_key)]
-    except (OSError, asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as exc:
-        raise CannotLook(f"the private key {cfg.private_key} cannot be read: {exc}") from exc
+def _turned_away(exc: "TurnedAwayError", cfg: Config, service: str) -> tuple[FindingKind, str, dict[str, str]]:
+    place, user, said = one_line(cfg.address, limit=100), one_line(cfg.username, limit=80), one_line(exc.said, limit=200)
+    match exc.why:
+        case "host_key":
+            facts = {
+                "shown": said or "another kind of key",
+                "expected": cfg.fingerprint,
+                "first": "ask the server's owner before anything is trusted",
+            }
+            return HOST_KEY, f"{place} shows another host key than it should ({service})", facts
+        case "login":
+            facts = {"user": user, "said": said, "first": "has the password expired, or the key been removed?"}
+            return LOGIN, f"{place} refuses the login of {user} ({service})", facts
+        case "listing":
+            facts = {"folder": one_line(cfg.folder, limit=200), "said": said}
+            return LISTING, f"the folder {one_line(cfg.folder, limit=100)} of {place} cannot be listed ({service})", facts
+    return _unreachable("no_ssh", f"it speaks no SSH, or ended it: {one_line(exc.said, limit=120)}", cfg, service)
 
 
-async def _list(cfg: Config, client: _Client, keys: list[asyncssh.SSHKey]) -> Listing:
-    where = parse_address(cfg.address)
-    async with (
-        asyncssh.connect(
-            where.host,
-            where.port,
-            client_factory=lambda: client,
-            username=cfg.username,
-            password=cfg.password.get_secret_value() if cfg.password is not None else None,
-            client_keys=keys or None,
-            known_hosts=((), (), ()),
-            agent_path=None,
-            config=None,
-            connect_timeout=cfg.deadline,
-            login_timeout=cfg.deadline,
-        ) as connection,
-        connection.start_sftp_client() as files,
-    ):
-        number, newest_s, seen = 0, None, 0
-        async for entry in files.scandir(cfg.folder):
-            seen += 1
-            name = entry.filename if isinstance(entry.filename, str) else entry.filename.decode("utf-8", "replace")
-            if name not in {".", ".."} and fnmatch.fnmatchcase(name, cfg.pattern) and entry.attrs.type != asyncssh.FILEXFER_TYPE_DIRECTORY:
-                number += 1
-                if entry.attrs.mtime is not None:
-                    newest_s = max(newest_s or 0.0, float(entry.attrs.mtime))
-            if seen >= cfg.max_files:
-                break
-        return Listing(number, newest_s)
+def _unreachable(reason: str, words: str, cfg: Config, service: str) -> tuple[FindingKind, str, dict[str, str]]:
+    place = one_line(cfg.address, limit=100)
+    return DOWN, f"no SFTP at {place}: {words} ({service})", {"reason": reason, "address": place}
 
 
 def _found(kind: FindingKind, summary: str, facts: dict[str, str], began: float, ctx: CheckContext) -> Observed:
     return Observed((UP(0), DURATION(ctx.clock.monotonic() - began)), (kind(summary, facts=facts),))
 
 
-def judge(listing: Listing, cfg: Config, *, took_s: float, now_s: float, service: str) -> Observed:
+def judge(listing: "Listing", cfg: Config, *, took_s: float, now_s: float, service: str) -> Observed:
     """What the listing means. Pure."""
     samples: list[Sample] = [UP(1), DURATION(took_s), FILES(listing.files)]
     age_s = max(0.0, now_s - listing.newest_s) if listing.newest_s is not None else None

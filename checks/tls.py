@@ -5,7 +5,6 @@ import ssl
 from dataclasses import dataclass
 from datetime import datetime
 
-from cryptography import x509
 from pydantic import Field
 
 from checks.addresses import Address, Endpoint, endpoint_of
@@ -104,6 +103,8 @@ async def _untrusted(where: Endpoint, cfg: Config) -> Certificate | None:
 
 def read(der: bytes) -> Certificate:
     """What a person wants to know of a certificate. Raises ``ValueError`` when it is none."""
+    from cryptography import x509  # noqa: PLC0415 - 6 MiB, and not needed everywhere
+
     found = x509.load_der_x509_certificate(der)
     try:
         alternative = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 from enum import StrEnum
 
-from css_inline import CSSInliner
-
 from dashboards.figures import connections, connections_text
 from dashboards.wording import count, duration, environment, one_line, percent, segment
 from monitor.domain import CheckResult, Incident, IncidentState, Outcome
@@ -309,6 +307,8 @@ def render_text(report: Report) -> str:
 
 def render_html(report: Report) -> str:
     """The report as an HTML mail: styles inlined for the mail programs that drop style sheets, dark mode for those that keep them."""
+    from css_inline import CSSInliner  # noqa: PLC0415 - 2 MiB, and not needed before the first report
+
     page = _JINJA.get_template("daily.html").render(report=report)
     inlined: str = CSSInliner(keep_style_tags=True, keep_at_rules=True, load_remote_stylesheets=False).inline(page)
     return inlined

@@ -11,8 +11,8 @@ from urllib.request import urlopen
 
 import pytest
 
-import dashboards
 from checks import BUILTINS as CHECKS
+from dashboards import grafana
 from monitor.domain import CheckResult, Metric, Observed, Outcome
 from monitor.metrics import Exposition, names
 from tests.integration.real_prometheus import Prometheus, Serving, wait_until
@@ -120,7 +120,7 @@ def panels(dashboard: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
-    return dashboards.build(tmp_path_factory.mktemp("out"))
+    return grafana.build(tmp_path_factory.mktemp("out"))
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_panels_lie_on_the_grid_without_overlap(built: list[dict[str, Any]]) -> 
 
 
 def test_writing_twice_writes_the_same(written: tuple[Path, ...], tmp_path: Path) -> None:
-    again = dashboards.build(tmp_path / "new" / "folder")
+    again = grafana.build(tmp_path / "new" / "folder")
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in written]
     kinds = {path.relative_to(tmp_path / "new" / "folder").parts[:-1] for path in again}
     assert kinds == {("dashboards",), ("provisioning", "dashboards"), ("provisioning", "datasources")}
