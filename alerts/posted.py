@@ -121,9 +121,13 @@ def receive(known: Known, sent: Iterable[Alert], policy: Policy, now: datetime) 
 
 def lapse(known: Known, policy: Policy, now: datetime) -> Decision:
     """What ends because nobody has sent it any more: foreign alerts whose end has come."""
-    over = [alert for alert in known.alerts if alert.ends_at is not None and alert.ends_at <= now and alert.state is AlertState.FIRING]
-    ended = tuple(replace(alert, state=AlertState.RESOLVED, resolved_at=alert.ends_at) for alert in over)
-    return fold(known, ended, policy, now, because="its sender has not repeated it")
+    return fold(known, lapsed(known.alerts, now), policy, now, because="its sender has not repeated it")
+
+
+def lapsed(alerts: Iterable[Alert], now: datetime) -> tuple[Alert, ...]:
+    """Those that fire though their end has come, as they are from that end on."""
+    over = [alert for alert in alerts if alert.ends_at is not None and alert.ends_at <= now and alert.state is AlertState.FIRING]
+    return tuple(replace(alert, state=AlertState.RESOLVED, resolved_at=alert.ends_at) for alert in over)
 
 
 def merge(old: Alert, new: Alert, now: datetime) -> Alert:

@@ -1,12 +1,15 @@
 """Foreign alerts on their way in: many requests, one transaction (group commit), and an answer only once they are durable."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
 
 import structlog
 
-from alerts.posted import PostedAlert, accept, lapse, receive
+from alerts.decide import Known, Policy
+from alerts.posted import PostedAlert, accept, lapse, lapsed, receive
 from monitor.clock import Clock
 from monitor.domain import Alert, AlertPolicy, Decision, Guide
 from monitor.engine import Engine
@@ -97,7 +100,7 @@ class Intake:
     async def _commit(self, batch: list[_Waiting]) -> None:
         sent = [alert for waiting in batch for alert in waiting.alerts]
         try:
-            await self._decide({alert.group for alert in sent}, sent)
+            await self._decide(sent)
         except StoreError as exc:
             for waiting in batch:
                 if not waiting.done.done():
@@ -114,21 +117,27 @@ class Intake:
                 waiting.done.set_result(None)
 
     async def _lapse(self) -> None:
-        try:
-            groups = await self._thread(self._store.incidents.lapsed_groups, self._clock.now())
-            if groups:
-                await self._decide(set(groups), None)
-        except StoreError as exc:
-            log.error("alerts that ended cannot be looked up", error=str(exc))
-
-    async def _decide(self, groups: set[str], sent: list[Alert] | None) -> None:
-        """On the store's thread: what these alerts, or their ends, change. ``sent`` None looks for ends only."""
+        """End what was not sent again; what is still to be stored was sent again. A batch at once, the rest within a second."""
         now = self._clock.now()
 
         def judge() -> Decision:
-            policy = replace(self._engine.policy(AlertPolicy()), muting=self._engine.muting(now))
-            return self._store.incidents.decide(
-                "", groups, lambda known: lapse(known, policy, now) if sent is None else receive(known, sent, policy, now), now
-            )
+            over = lapsed(self._store.incidents.lapsed(now, BATCH_ALERTS), now)
+            return self._receive(over, now, lambda known, policy: lapse(known, policy, now)) if over else Decision()
 
+        try:
+            self._engine.announce(await self._thread(judge))
+        except StoreError as exc:
+            log.error("alerts that ended cannot be looked up", error=str(exc))
+
+    async def _decide(self, sent: list[Alert]) -> None:
+        """What these alerts change, on the store's thread."""
+        now = self._clock.now()
+        judge = partial(self._receive, sent, now, lambda known, policy: receive(known, sent, policy, now))
         self._engine.announce(await self._thread(judge))
+
+    def _receive(self, sent: Sequence[Alert], now: datetime, judge: Callable[[Known, Policy], Decision]) -> Decision:
+        muting = self._engine.muting(now)
+        policy = replace(self._engine.policy(AlertPolicy()), muting=muting)
+        return self._store.incidents.receive(
+            sent, lambda known: judge(known, policy), now, lambda alert: not muting or not muting.reasons(alert, now)
+        )

@@ -173,7 +173,10 @@ class Service:
 
 def one_line(text: str, *, limit: int = 200) -> str:
     """A stranger's text made fit to show: control, bidirectional and line-end characters become single spaces, the rest is cut."""
-    shown = " ".join("".join(char if char.isprintable() else " " for char in text[: 4 * limit]).split())
+    looked_at = text[: 4 * limit]
+    if not looked_at.isprintable():
+        looked_at = "".join(char if char.isprintable() else " " for char in looked_at)
+    shown = " ".join(looked_at.split())
     return shown if len(shown) <= limit and len(text) <= 4 * limit else shown[: limit - 1] + "…"
 
 

@@ -4,8 +4,9 @@ from monitor.errors import StoreError
 from monitor.store.database import BUSY_TIMEOUT_S, Database, open_readable
 from monitor.store.heartbeats import HeartbeatStore
 from monitor.store.history import AuditJournal, History, ReportLog, RunCount, hour_of
-from monitor.store.incidents import Causes, IncidentStore
+from monitor.store.incidents import IncidentStore
 from monitor.store.kept import KeptStore
+from monitor.store.knowing import Causes
 from monitor.store.outbox import ChannelQueue, Outbox
 from monitor.store.silences import SilenceStore
 from monitor.store.thread import StoreThread

@@ -12,7 +12,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Dialect, Engine, create_engine, event, make_url
 from sqlalchemy import text as sql
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
@@ -50,6 +50,11 @@ class Database:
             _configure_sqlite(self._engine)
         else:
             self._engine = create_engine(parsed, pool_size=2, max_overflow=2, pool_pre_ping=True, connect_args=_POSTGRES)
+
+    @property
+    def dialect(self) -> Dialect:
+        """What statements are compiled for."""
+        return self._engine.dialect
 
     def upgrade(self) -> None:
         """Bring the schema to the newest version, once, whoever else starts at the same moment. Raises ``StoreError``."""

@@ -1,40 +1,34 @@
 """Alerts, incidents and their timeline: what is known, and decisions committed whole or not at all."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, delete, func, or_, select, update
 
 from alerts.decide import Known
 from monitor.domain import Alert, AlertState, Decision, Incident, IncidentState, Severity, Standing, TimelineEntry
 from monitor.errors import UsageError
 from monitor.store.database import Database
-from monitor.store.outbox import supersede
-from monitor.store.rows import alert_of, alert_row, incident_of, incident_row, timeline_of
+from monitor.store.knowing import (
+    ALERTS,
+    INCIDENTS,
+    LIVE_ALERT,
+    LIVE_INCIDENT,
+    NO_CAUSES,
+    Causes,
+    Speaks,
+    known_about,
+    known_to,
+    read_alerts,
+    read_incidents,
+)
+from monitor.store.plain_rows import micros
+from monitor.store.rows import timeline_of
+from monitor.store.saving import Saving
 from monitor.store.schema import alerts, incidents, outbox, timeline
 from monitor.store.standings import candidates, standings
 
-_LIVE_ALERT = alerts.c.state != AlertState.RESOLVED.value
-_LIVE_INCIDENT = incidents.c.state != IncidentState.RESOLVED.value
-
-
-@dataclass(frozen=True, slots=True)
-class Causes:
-    """Where to look for the cause of an instance's findings: services whose fall explains them, and single check instances."""
-
-    services: frozenset[str] = frozenset()
-    instances: frozenset[str] = frozenset()
-    since: datetime | None = None
-    """What fired and ended at or after this moment is a suspect too: its echo may still be seen."""
-
-    def __bool__(self) -> bool:
-        return bool(self.services or self.instances)
-
-
-NO_CAUSES = Causes()
+_FIRING = ALERTS.c.state == AlertState.FIRING.value
 
 
 class IncidentStore:
@@ -42,6 +36,7 @@ class IncidentStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._saving = Saving(database.dialect)
 
     def decide(
         self,
@@ -53,10 +48,18 @@ class IncidentStore:
     ) -> Decision:
         """Read what is known about an instance, the groups it touches and its possible causes, decide, commit. Returns what was decided."""
         with self._database.write() as connection:
-            known = _known(connection, instance, groups, causes)
+            known = known_about(connection, instance, groups, causes)
             decided = decision(known)
             if decided:
-                self._save(connection, decided, now)
+                self._saving.save(connection, decided, now)
+            return decided
+
+    def receive(self, sent: Sequence[Alert], decision: Callable[[Known], Decision], now: datetime, speaks: Speaks) -> Decision:
+        """Decide about alerts that were sent, or that end, and commit. ``speaks`` says of an alert that nothing mutes it."""
+        with self._database.write() as connection:
+            decided = decision(known_to(connection, sent, speaks))
+            if decided:
+                self._saving.save(connection, decided, now)
             return decided
 
     def change(self, incident_id: str, decision: Callable[[Incident], Decision], now: datetime) -> tuple[Incident, Decision]:
@@ -65,7 +68,7 @@ class IncidentStore:
             before = _find(connection, incident_id)
             decided = decision(before)
             if decided:
-                self._save(connection, decided, now)
+                self._saving.save(connection, decided, now)
             return (decided.incidents[-1] if decided.incidents else before), decided
 
     def reroute(self, row_id: int, incident_id: str, decision: Callable[[Incident], Decision], now: datetime) -> Decision:
@@ -81,7 +84,7 @@ class IncidentStore:
                 if connection.execute(mark).rowcount == 0:
                     return Decision()
             if decided:
-                self._save(connection, decided, now)
+                self._saving.save(connection, decided, now)
             return decided
 
     def standings(self, channel: str, since: datetime, limit: int = 1000) -> tuple[Standing, ...]:
@@ -99,59 +102,55 @@ class IncidentStore:
             lines = select(timeline.c.text).where(timeline.c.incident_id == standing.incident.id).order_by(timeline.c.id)
             decided = decision(connection.execute(lines).scalars().all())
             if decided:
-                self._save(connection, decided, now)
+                self._saving.save(connection, decided, now)
             return decided
 
     def due(self, now: datetime) -> tuple[str, ...]:
         """Ids of unresolved incidents that time alone changes by now: a step, a reminder, an acknowledgement that ends."""
-        query = select(incidents.c.id).where(_LIVE_INCIDENT, incidents.c.wake_at <= now)
+        query = select(INCIDENTS.c.id).where(LIVE_INCIDENT, INCIDENTS.c.wake_at <= micros(now))
         with self._database.read() as connection:
-            return tuple(connection.execute(query.order_by(incidents.c.severity)).scalars())
+            return tuple(connection.execute(query.order_by(INCIDENTS.c.severity)).scalars())
 
     def overdue_s(self, now: datetime) -> float:
         """How long ago the oldest moment passed at which time should have changed an incident; 0 when nothing is overdue."""
-        query = select(func.min(incidents.c.wake_at, type_=incidents.c.wake_at.type)).where(_LIVE_INCIDENT)
+        query = select(func.min(incidents.c.wake_at, type_=incidents.c.wake_at.type)).where(
+            incidents.c.state != IncidentState.RESOLVED.value
+        )
         with self._database.read() as connection:
             oldest: datetime | None = connection.execute(query).scalar()
         return 0.0 if oldest is None else max(0.0, (now - oldest).total_seconds())
 
     def firing(self) -> tuple[Alert, ...]:
         """Every alert that fires now."""
-        query = select(alerts).where(alerts.c.state == AlertState.FIRING.value).order_by(alerts.c.fingerprint)
         with self._database.read() as connection:
-            return tuple(alert_of(row) for row in connection.execute(query).mappings())
+            return tuple(sorted(read_alerts(connection, _FIRING), key=lambda alert: alert.fingerprint))
 
     def live_alerts(self) -> tuple[Alert, ...]:
         """Every alert that is pending or firing."""
         with self._database.read() as connection:
-            return tuple(alert_of(row) for row in connection.execute(select(alerts).where(_LIVE_ALERT)).mappings())
+            return tuple(read_alerts(connection, LIVE_ALERT))
 
     def alerts_of(self, incident: Incident) -> tuple[Alert, ...]:
         """The alerts that fold into an incident; of one that is over, those of its group that ended while it was open."""
-        query = select(alerts).where(alerts.c.group_key == incident.group)
-        if incident.resolved_at is None:
-            query = query.where(_LIVE_ALERT)
-        else:
-            query = query.where(alerts.c.resolved_at >= incident.opened_at, alerts.c.resolved_at <= incident.resolved_at)
+        over = incident.resolved_at
+        ended = LIVE_ALERT if over is None else ALERTS.c.resolved_at.between(micros(incident.opened_at), micros(over))
         with self._database.read() as connection:
-            return tuple(alert_of(row) for row in connection.execute(query).mappings())
+            return tuple(read_alerts(connection, ALERTS.c.group_key == incident.group, ended))
 
     def firing_in(self, group: str) -> tuple[Alert, ...]:
         """The alerts of one group that fire now."""
-        query = select(alerts).where(alerts.c.state == AlertState.FIRING.value, alerts.c.group_key == group)
         with self._database.read() as connection:
-            return tuple(alert_of(row) for row in connection.execute(query).mappings())
+            return tuple(read_alerts(connection, _FIRING, ALERTS.c.group_key == group))
 
-    def lapsed_groups(self, now: datetime, limit: int = 1000) -> tuple[str, ...]:
-        """Groups with foreign alerts whose end has come."""
-        query = select(alerts.c.group_key).where(_LIVE_ALERT, alerts.c.ends_at <= now).distinct().limit(limit)
+    def lapsed(self, now: datetime, limit: int) -> tuple[Alert, ...]:
+        """Foreign alerts that fire though their end has come, so many at most."""
         with self._database.read() as connection:
-            return tuple(connection.execute(query).scalars())
+            return tuple(read_alerts(connection, _FIRING, LIVE_ALERT, ALERTS.c.ends_at <= micros(now), limit=limit))
 
     def live_instances(self) -> frozenset[str]:
         """Check instances with an alert that is pending or firing."""
         with self._database.read() as connection:
-            return frozenset(connection.execute(select(alerts.c.instance).where(_LIVE_ALERT).distinct()).scalars())
+            return frozenset(connection.execute(select(ALERTS.c.instance).where(LIVE_ALERT).distinct()).scalars())
 
     def find(self, incident_id: str) -> Incident:
         """One incident by id or unique beginning of it. Raises ``UsageError`` naming what matches."""
@@ -160,19 +159,19 @@ class IncidentStore:
 
     def list(self, *, unresolved: bool, since: datetime | None = None, limit: int = 200) -> tuple[Incident, ...]:
         """Incidents, the worst unresolved first, then the newest. ``since`` adds those that were open at or after that moment."""
-        query = select(incidents)
+        query = select(INCIDENTS)
         if unresolved:
-            query = query.where(_LIVE_INCIDENT)
+            query = query.where(LIVE_INCIDENT)
         elif since is not None:
-            query = query.where(or_(_LIVE_INCIDENT, incidents.c.resolved_at >= since))
-        query = query.order_by(_LIVE_INCIDENT.desc(), incidents.c.severity, incidents.c.opened_at.desc()).limit(limit)
+            query = query.where(or_(LIVE_INCIDENT, INCIDENTS.c.resolved_at >= micros(since)))
+        query = query.order_by(LIVE_INCIDENT.desc(), INCIDENTS.c.severity, INCIDENTS.c.opened_at.desc()).limit(limit)
         with self._database.read() as connection:
-            return tuple(incident_of(row) for row in connection.execute(query).mappings())
+            return tuple(read_incidents(connection, query))
 
     def open_counts(self) -> dict[tuple[str, str], int]:
         """How many incidents are not resolved, by (severity name, state)."""
         kinds = (incidents.c.severity, incidents.c.state)
-        query = select(*kinds, func.count()).where(_LIVE_INCIDENT).group_by(*kinds)
+        query = select(*kinds, func.count()).where(incidents.c.state != IncidentState.RESOLVED.value).group_by(*kinds)
         with self._database.read() as connection:
             return {(Severity(severity).name, state): count for severity, state, count in connection.execute(query)}
 
@@ -182,9 +181,8 @@ class IncidentStore:
             return tuple(timeline_of(row) for row in connection.execute(query).mappings())
 
     def add_timeline(self, entries: Iterable[TimelineEntry]) -> None:
-        rows = [_timeline_row(entry) for entry in entries]
         with self._database.write() as connection:
-            connection.execute(insert(timeline), rows)
+            self._saving.add_timeline(connection, entries)
 
     def prune(self, before: datetime) -> None:
         """Forget alerts, incidents, timeline and finished outbox rows that ended before that moment."""
@@ -196,76 +194,15 @@ class IncidentStore:
             pending = select(outbox.c.incident_id).where(outbox.c.state == "pending")
             connection.execute(delete(incidents).where(incidents.c.resolved_at < before, incidents.c.id.not_in(pending)))
 
-    def _save(self, connection: Connection, decision: Decision, now: datetime) -> None:
-        upsert: Any = sqlite.insert if self._database.is_sqlite else postgresql.insert
-        if decision.alerts:
-            last = {alert.fingerprint: alert for alert in decision.alerts}
-            new = upsert(alerts)
-            columns = {column.name: new.excluded[column.name] for column in alerts.columns if not column.primary_key}
-            statement = new.on_conflict_do_update(index_elements=["fingerprint"], set_=columns)
-            connection.execute(statement, [alert_row(alert) for alert in last.values()])
-        severities: dict[str, int] = {}
-        for incident in decision.incidents:
-            row = incident_row(incident)
-            severities[incident.id] = int(incident.severity)
-            if connection.execute(update(incidents).where(incidents.c.id == incident.id).values(row)).rowcount == 0:
-                connection.execute(insert(incidents).values(row))
-        if decision.timeline:
-            connection.execute(insert(timeline), [_timeline_row(entry) for entry in decision.timeline])
-        if decision.intents:
-            rows_out = [
-                {
-                    "incident_id": intent.incident_id,
-                    "transition": intent.transition.value,
-                    "channel": intent.channel,
-                    "dedup_key": intent.incident_id,
-                    "reason": intent.reason,
-                    "severity": severities[intent.incident_id],
-                    "state": "superseded" if superseded else "pending",
-                    "created_at": now,
-                    "attempts": 0,
-                    "next_attempt_at": now,
-                    "finished_at": now if superseded else None,
-                }
-                for intent in decision.intents
-                for superseded in (supersede(connection, intent, severities[intent.incident_id], now),)
-            ]
-            connection.execute(insert(outbox), rows_out)
-
-
-def _known(connection: Connection, instance: str, groups: Collection[str], causes: Causes) -> Known:
-    mine = select(alerts.c.group_key).where(_LIVE_ALERT, alerts.c.instance == instance)
-    felled = and_(alerts.c.fells, alerts.c.service.in_(sorted(causes.services)))
-    suspects = select(alerts).where(or_(felled, alerts.c.instance.in_(sorted(causes.instances))))
-    if causes.since is None:
-        suspects = suspects.where(_LIVE_ALERT)
-    else:
-        suspects = suspects.where(or_(_LIVE_ALERT, and_(alerts.c.firing_since.is_not(None), alerts.c.resolved_at >= causes.since)))
-    found = tuple(alert_of(row) for row in connection.execute(suspects).mappings()) if causes else ()
-    touched = sorted({*groups, *connection.execute(mine).scalars(), *(cause.group for cause in found)})
-    if not touched:
-        return Known()
-    live = select(alerts).where(_LIVE_ALERT, alerts.c.group_key.in_(touched))
-    opened = select(incidents).where(_LIVE_INCIDENT, incidents.c.group_key.in_(touched))
-    return Known(
-        alerts=tuple(alert_of(row) for row in connection.execute(live).mappings()),
-        incidents={row["group_key"]: incident_of(row) for row in connection.execute(opened).mappings()},
-        causes=found,
-    )
-
 
 def _find(connection: Connection, incident_id: str) -> Incident:
     if not incident_id or not incident_id.isalnum():
         raise UsageError(f"no incident {incident_id!r}: an id is twelve hex digits, or their beginning")
-    query = select(incidents).where(incidents.c.id.startswith(incident_id, autoescape=True)).order_by(incidents.c.opened_at.desc())
-    rows = connection.execute(query.limit(5)).mappings().all()
-    exact = [row for row in rows if row["id"] == incident_id]
-    if len(exact) == 1 or len(rows) == 1:
-        return incident_of((exact or rows)[0])
-    if rows:
-        raise UsageError(f"{incident_id!r} is the beginning of several incidents: {', '.join(row['id'] for row in rows)}")
+    query = select(INCIDENTS).where(INCIDENTS.c.id.startswith(incident_id, autoescape=True)).order_by(INCIDENTS.c.opened_at.desc())
+    found = list(read_incidents(connection, query.limit(5)))
+    exact = [incident for incident in found if incident.id == incident_id]
+    if len(exact) == 1 or len(found) == 1:
+        return (exact or found)[0]
+    if found:
+        raise UsageError(f"{incident_id!r} is the beginning of several incidents: {', '.join(one.id for one in found)}")
     raise UsageError(f"no incident {incident_id!r}: `monitor incidents --all` lists them")
-
-
-def _timeline_row(entry: TimelineEntry) -> dict[str, object]:
-    return {"incident_id": entry.incident_id, "at": entry.at, "kind": entry.kind, "text": entry.text, "actor": entry.actor}

@@ -7,13 +7,13 @@ from typing import Any
 from sqlalchemy import Connection, and_, case, func, insert, or_, select, update
 from sqlalchemy.orm import aliased
 
-from monitor.domain import Intent, Link, Notification, Receipt, Severity, TimelineEntry, Transition
+from monitor.domain import Link, Notification, Receipt, Severity, TimelineEntry, Transition
 from monitor.store.database import Database
 from monitor.store.rows import incident_of, receipt_of, receipt_row
+from monitor.store.saving import OPENERS
 from monitor.store.schema import incidents, outbox, timeline
 
 NEVER_TRIGGERED = "nothing to follow up: the trigger never arrived on this channel"
-_OPENERS = tuple(kind.value for kind in (Transition.TRIGGERED, Transition.ESCALATED, Transition.RAISED, Transition.REMINDED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Outbox:
         with self._database.write() as connection:
             for row in connection.execute(query).mappings().all():
                 first = _first_receipt(connection, row)
-                if first is None and row["transition"] not in _OPENERS:
+                if first is None and row["transition"] not in OPENERS:
                     self._finish(connection, row["id"], now, {"state": "superseded", "last_error": NEVER_TRIGGERED})
                     continue
                 lease = {"lease_owner": owner, "lease_until": now + timedelta(seconds=lease_s), "attempts": outbox.c.attempts + 1}
@@ -143,7 +143,7 @@ class Outbox:
     def to_reroute(self, channel: str, before: datetime, *, limit: int = 100) -> tuple[Undelivered, ...]:
         """Rows of a channel that failed, were decided before that moment or given up on, and were not handed to another channel yet."""
         failed = or_(outbox.c.state == "dead", and_(outbox.c.state == "pending", outbox.c.created_at <= before, outbox.c.attempts > 0))
-        opens = outbox.c.transition.in_(_OPENERS)
+        opens = outbox.c.transition.in_(OPENERS)
         return self._undelivered(and_(outbox.c.channel == channel, failed, opens, outbox.c.fallback_at.is_(None)), limit)
 
     def revive(self, row_id: int | None, now: datetime) -> int:
@@ -152,7 +152,7 @@ class Outbox:
         Not what is being sent now, and no beginning of what is over: nobody would hear its end.
         """
         over = select(incidents.c.id).where(incidents.c.resolved_at.is_not(None))
-        dead = and_(outbox.c.state == "dead", or_(outbox.c.transition.not_in(_OPENERS), outbox.c.incident_id.not_in(over)))
+        dead = and_(outbox.c.state == "dead", or_(outbox.c.transition.not_in(OPENERS), outbox.c.incident_id.not_in(over)))
         waits = and_(outbox.c.state == "pending", or_(outbox.c.lease_until.is_(None), outbox.c.lease_until <= now))
         chosen = or_(dead, waits) if row_id is None else and_(or_(dead, waits), outbox.c.id == row_id)
         values = {"state": "pending", "next_attempt_at": now, "finished_at": None, "lease_until": None, "lease_owner": None}
@@ -169,7 +169,7 @@ class Outbox:
     def asked(self, since: datetime) -> dict[tuple[Severity, str], int]:
         """How often each channel was asked to take an incident since that moment, by severity: what is delivered, reminders included."""
         kinds = (outbox.c.severity, outbox.c.channel)
-        delivered = and_(outbox.c.state == "sent", outbox.c.transition.in_(_OPENERS), outbox.c.finished_at >= since)
+        delivered = and_(outbox.c.state == "sent", outbox.c.transition.in_(OPENERS), outbox.c.finished_at >= since)
         with self._database.read() as connection:
             rows = connection.execute(select(*kinds, func.count()).where(delivered).group_by(*kinds))
             return {(Severity(severity), channel): count for severity, channel, count in rows}
@@ -198,28 +198,6 @@ class Outbox:
         where = and_(outbox.c.id == row_id, outbox.c.state == "pending") if owner is None else _mine(row_id, owner)
         changes = {"finished_at": now, "lease_until": None, "lease_owner": None, **values}
         return connection.execute(update(outbox).where(where).values(changes)).rowcount == 1
-
-
-def supersede(connection: Connection, intent: Intent, severity: int, now: datetime) -> bool:
-    """Collapse what waits for the same incident and channel, and is not being sent now; True when the new row need not be sent either.
-
-    A notification shows the incident as it is when it is sent: while one that asks still waits, another one that asks says nothing
-    more; an acknowledgement that waits is overtaken by the end.
-    """
-    idle = or_(outbox.c.lease_until.is_(None), outbox.c.lease_until <= now)
-    waits = and_(outbox.c.incident_id == intent.incident_id, outbox.c.channel == intent.channel, outbox.c.state == "pending", idle)
-    if intent.transition is Transition.RESOLVED:
-        taken = and_(waits, outbox.c.transition == Transition.ACKED.value)
-        connection.execute(update(outbox).where(taken).values(state="superseded", finished_at=now))
-        return False
-    if intent.transition.value not in _OPENERS:
-        return False
-    last = select(outbox.c.id, outbox.c.transition).where(waits).order_by(outbox.c.id.desc()).limit(1)
-    found = connection.execute(last).first()
-    if found is None or found.transition not in _OPENERS:
-        return False
-    connection.execute(update(outbox).where(outbox.c.id == found.id, outbox.c.severity > severity).values(severity=severity))
-    return True
 
 
 def _blocked() -> Any:

@@ -7,8 +7,6 @@ from typing import Any
 from sqlalchemy import RowMapping as Row
 
 from monitor.domain import (
-    Alert,
-    AlertState,
     EscalationStep,
     Incident,
     IncidentState,
@@ -20,96 +18,6 @@ from monitor.domain import (
     Silence,
     TimelineEntry,
 )
-
-
-def alert_row(alert: Alert) -> dict[str, object]:
-    return {
-        "fingerprint": alert.fingerprint,
-        "instance": alert.instance,
-        "group_key": alert.group,
-        "service": alert.service,
-        "home": alert.home,
-        "fells": alert.fells,
-        "doubts": alert.doubts,
-        "labels": [list(pair) for pair in alert.labels],
-        "code": alert.code,
-        "severity": int(alert.severity),
-        "summary": alert.summary,
-        "facts": [list(pair) for pair in alert.facts],
-        "state": alert.state.value,
-        "bad_runs": alert.bad_runs,
-        "good_runs": alert.good_runs,
-        "pending_since": alert.pending_since,
-        "firing_since": alert.firing_since,
-        "resolved_at": alert.resolved_at,
-        "good_since": alert.good_since,
-        "annotations": [list(pair) for pair in alert.annotations],
-        "generator_url": alert.generator_url,
-        "ends_at": alert.ends_at,
-        "ends_unsaid": alert.ends_unsaid,
-        "updated_at": alert.updated_at,
-    }
-
-
-def alert_of(row: Row) -> Alert:
-    return Alert(
-        fingerprint=row["fingerprint"],
-        instance=row["instance"],
-        group=row["group_key"],
-        service=row["service"],
-        home=row["home"],
-        fells=row["fells"],
-        doubts=row["doubts"],
-        labels=_labels(row["labels"]),
-        code=row["code"],
-        severity=Severity(row["severity"]),
-        summary=row["summary"],
-        facts=_labels(row["facts"]),
-        state=AlertState(row["state"]),
-        bad_runs=row["bad_runs"],
-        good_runs=row["good_runs"],
-        pending_since=row["pending_since"],
-        firing_since=row["firing_since"],
-        resolved_at=row["resolved_at"],
-        good_since=row["good_since"],
-        annotations=_labels(row["annotations"]),
-        generator_url=row["generator_url"],
-        ends_at=row["ends_at"],
-        ends_unsaid=row["ends_unsaid"],
-        updated_at=row["updated_at"],
-    )
-
-
-def incident_row(incident: Incident) -> dict[str, object]:
-    return {
-        "id": incident.id,
-        "group_key": incident.group,
-        "code": incident.code,
-        "service": incident.service,
-        "severity": int(incident.severity),
-        "state": incident.state.value,
-        "title": incident.title,
-        "summary": incident.summary,
-        "evidence": list(incident.evidence),
-        "first_step": incident.first_step,
-        "opened_at": incident.opened_at,
-        "chain": [_step_row(step) for step in incident.chain],
-        "chain_since": incident.chain_since,
-        "told": list(incident.told),
-        "step": incident.step,
-        "next_escalation_at": incident.next_escalation_at,
-        "acked_at": incident.acked_at,
-        "acked_by": incident.acked_by,
-        "resolved_at": incident.resolved_at,
-        "response": asdict(incident.response),
-        "asked": incident.asked,
-        "muted": list(incident.muted),
-        "muted_at": incident.muted_at,
-        "breached_at": incident.breached_at,
-        "ack_expires_at": incident.ack_expires_at,
-        "remind_at": incident.remind_at,
-        "wake_at": incident.wake_at,
-    }
 
 
 def incident_of(row: Row) -> Incident:
@@ -125,7 +33,7 @@ def incident_of(row: Row) -> Incident:
         evidence=tuple(row["evidence"]),
         first_step=row["first_step"],
         opened_at=row["opened_at"],
-        chain=tuple(_step_of(step) for step in row["chain"]),
+        chain=tuple(step_of(step) for step in row["chain"]),
         chain_since=row["chain_since"],
         told=tuple(row["told"]),
         step=row["step"],
@@ -143,11 +51,11 @@ def incident_of(row: Row) -> Incident:
     )
 
 
-def _step_row(step: EscalationStep) -> dict[str, object]:
+def step_row(step: EscalationStep) -> dict[str, object]:
     return {**asdict(step), "channels": list(step.channels), "contacts": list(step.contacts)}
 
 
-def _step_of(row: Mapping[str, Any]) -> EscalationStep:
+def step_of(row: Mapping[str, Any]) -> EscalationStep:
     """Chains written by older versions know channels only."""
     return EscalationStep(
         row["after_s"], row["who"], tuple(row["channels"]), tuple(row.get("contacts", ())), row.get("business_hours", False)
