@@ -182,6 +182,8 @@ class Engine:
             self._unquiet.discard(instance.key)
         if again_s is None or instance.key in self.flapping:  # quick looks would see it calm
             return None
+        if result.outcome is Outcome.BLIND:  # a moment's blindness is no news: its runs are counted at the check's own pace
+            return None
         return again_s or instance.recheck_s
 
     def _watch_flapping(self, key: str) -> None:

@@ -89,7 +89,9 @@ class CheckTable(Table):
         default=None, description='Deadline of one run, shorter than `every`. Without it, `"10s"` or 80 % of `every`, the smaller.'
     )
     recheck: Interval | None = Field(
-        default=None, description='How soon to look again after a bad run, at most `every`. Without it, `"2s"` or `every`, the smaller.'
+        default=None,
+        description="How soon to look again after a bad run, at most `every`; a run that could not look waits for the next. "
+        'Without it, `"2s"` or `every`, the smaller.',
     )
     fail_after: Count = Field(default=2, description="Bad runs in a row before an alert fires.")
     recover_after: Count = Field(default=2, description="Good runs in a row before it resolves.")

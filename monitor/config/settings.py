@@ -33,7 +33,7 @@ class CheckInstance:
     every_s: float
     timeout_s: float
     recheck_s: float
-    """How soon to look again after a bad or blind run."""
+    """How soon to look again after a bad run."""
     policy: AlertPolicy
     severities: tuple[SeverityRule, ...] = ()
     """The first rule that fits a finding decides its severity."""
