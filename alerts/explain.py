@@ -52,8 +52,9 @@ def describe(alert: Alert, group: str = "", policy: AlertPolicy | None = None) -
             stands = f"fires{since}{_getting_well(alert, policy)}"
         case AlertState.PENDING:
             needed = f" of {policy.fail_after}" if policy else ""
+            runs = "bad run" if alert.bad_runs == 1 and not policy else "bad runs"
             long = f", and not before {_moment(alert.pending_since, policy.fail_for_s)}" if policy and policy.fail_for_s else ""
-            stands = f"pending, {alert.bad_runs}{needed} bad runs in a row{long}: nobody is told yet"
+            stands = f"pending, {alert.bad_runs}{needed} {runs} in a row{long}: nobody is told yet"
         case _:
             stands = f"over since {alert.resolved_at:%Y-%m-%d %H:%M:%S} UTC" if alert.resolved_at else "over"
     return f"{alert.severity.name} {name} on {alert.service} by {alert.instance}, {stands}{role}: {alert.summary}"
@@ -61,13 +62,15 @@ def describe(alert: Alert, group: str = "", policy: AlertPolicy | None = None) -
 
 def rule(policy: AlertPolicy) -> str:
     """When an alert of a check fires, and when it is over."""
-    fires = f"after {policy.fail_after} bad runs in a row" + _lasting(policy.fail_for_s)
-    over = f"after {policy.recover_after} good ones" + _lasting(policy.recover_for_s)
-    return f"an alert fires {fires} and is over {over}"
+    fires = _streak(policy.fail_after, policy.fail_for_s, "bad run", "bad runs")
+    return f"an alert fires {fires} and is over {_streak(policy.recover_after, policy.recover_for_s, 'good one', 'good ones')}"
 
 
-def _lasting(seconds: float) -> str:
-    return f" that go on for {f'{seconds / 60:g} min' if seconds >= 60 else f'{seconds:g} s'}" if seconds else ""
+def _streak(count: int, seconds: float, one: str, several: str) -> str:
+    lasting = f"go on for {f'{seconds / 60:g} min' if seconds >= 60 else f'{seconds:g} s'}"
+    if count == 1:
+        return f"when {several} {lasting}" if seconds else f"at the first {one}"
+    return f"after {count} {several} in a row{f' that {lasting}' if seconds else ''}"
 
 
 def _getting_well(alert: Alert, policy: AlertPolicy | None) -> str:

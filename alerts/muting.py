@@ -34,7 +34,7 @@ class Window:
             return self.ends_at
         # DST: a moment of the schedule is a wall-clock time, its length is real time
         begin = next(CronSim(self.schedule, _after(now.astimezone(self.timezone)), reverse=True)).astimezone(UTC)
-        end = begin + self.lasts
+        end = self._end(begin)
         return end if begin <= now < end else None
 
     def next_opening(self, now: datetime) -> datetime | None:
@@ -44,6 +44,20 @@ class Window:
         base = max(now, self.starts_at) if self.starts_at is not None else now
         following = next(CronSim(self.schedule, base.astimezone(self.timezone))).astimezone(UTC)
         return following if self.ends_at is None or following < self.ends_at else None
+
+    def openings(self, start: datetime, end: datetime) -> tuple[tuple[datetime, datetime], ...]:
+        """Begin and end of every opening that touches ``[start, end)``, in UTC; the one that is open at ``start`` begins with it."""
+        found, until, begin = [], self.active_until(start), self.next_opening(start)
+        if until is not None:
+            found.append((start, until))
+        while begin is not None and begin < end:
+            found.append((begin, self._end(begin)))
+            begin = self.next_opening(begin)
+        return tuple((begin.astimezone(UTC), until.astimezone(UTC)) for begin, until in found)
+
+    def _end(self, begin: datetime) -> datetime:
+        ends = [begin + self.lasts] if self.schedule else []
+        return min((*ends, self.ends_at) if self.ends_at is not None else ends)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,21 @@ import traceback
 import typer
 from typer.exceptions import TyperException
 
-from monitor.cli import checks, configuration, dashboards, explain, incidents, notify, outbox, reports, rota, runbook, running, silences
+from monitor.cli import (
+    checks,
+    configuration,
+    dashboards,
+    explain,
+    incidents,
+    notify,
+    outbox,
+    planned,
+    reports,
+    rota,
+    runbook,
+    running,
+    silences,
+)
 from monitor.cli.opening import EXIT_UNKNOWN, say_error
 from monitor.errors import MonitorError
 
@@ -28,6 +42,7 @@ dashboards.register(app)
 notify.register(app)
 outbox.register(app)
 silences.register(app)
+planned.register(app)
 rota.register(app)
 configuration.register(app)
 

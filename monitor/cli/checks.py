@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from alerts.explain import rule
 from monitor.cli.opening import (
     DEFAULT_CONFIG,
     EXIT_CRITICAL,
@@ -22,6 +23,7 @@ from monitor.cli.opening import (
     open_settings,
     open_store,
     out,
+    plain_table,
     print_json,
 )
 from monitor.clock import SystemClock
@@ -45,12 +47,16 @@ def register(app: typer.Typer) -> None:
         names: Annotated[
             list[str] | None, typer.Argument(help="Checks (http_health) or instances (http_health/auth); all when none.")
         ] = None,
+        listed: Annotated[bool, typer.Option("--list", help="Only list them; nothing is looked at.")] = False,
         config: ConfigOption = DEFAULT_CONFIG,
         as_json: JsonOption = False,
     ) -> None:
         """Run checks once and print what they see. Exit code 0 OK, 1 WARNING (P3, P4), 2 CRITICAL (P1, P2), 3 UNKNOWN."""
         settings, _ = open_settings(config)
         chosen = choose(settings, names or [])
+        if listed:
+            _list(chosen, as_json=as_json)
+            return
         with err.status(f"looking: {len(chosen)} checks"):
             results = asyncio.run(run_once(settings, chosen, remembered(config)))
         code = max((exit_code(result) for result in results), key=_ORDER.index, default=EXIT_OK)
@@ -70,6 +76,16 @@ def choose(settings: Settings, names: list[str]) -> list[CheckInstance]:
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(valid))}"
             raise UsageError(f"no check {name!r}: {hint}")
     return [i for i in settings.instances if not names or i.key in names or i.name in names]
+
+
+def _list(chosen: list[CheckInstance], *, as_json: bool) -> None:
+    if as_json:
+        print_json([{"instance": one.key, "check": one.check.name, "every_s": one.every_s} for one in chosen])
+        return
+    table = plain_table("instance", "check", "every", "an alert")
+    for one in chosen:
+        table.add_row(escape(one.key), one.check.name, f"{one.every_s:g} s", rule(one.policy).removeprefix("an alert "))
+    out.print(table)
 
 
 @dataclass(frozen=True, slots=True)

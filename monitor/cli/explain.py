@@ -12,18 +12,19 @@ from rich.markup import escape
 from alerts.explain import Explanation, describe, explain, rule
 from alerts.message import duration_words
 from alerts.muting import Muting
+from monitor.cli.checks import choose
+from monitor.cli.listing import complete_incident
 from monitor.cli.opening import DEFAULT_CONFIG, ConfigOption, JsonOption, ago, open_settings, open_store, out, plain_table, print_json
 from monitor.clock import SystemClock
 from monitor.config.settings import Settings
 from monitor.domain import Incident, Severity
-from monitor.errors import UsageError
 from monitor.store import Store
 
 
 def register(app: typer.Typer) -> None:
     @app.command("explain")
     def explain_(
-        what: Annotated[str, typer.Argument(help="An incident's id, or a check as NAME/SERVICE.")],
+        what: Annotated[str, typer.Argument(help="An incident's id, or a check as NAME/SERVICE.", autocompletion=complete_incident)],
         config: ConfigOption = DEFAULT_CONFIG,
         as_json: JsonOption = False,
     ) -> None:
@@ -82,9 +83,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _check_lines(settings: Settings, store: Store, key: str) -> list[str]:
-    instance = next((one for one in settings.instances if one.key == key), None)
-    if instance is None:
-        raise UsageError(f"no check {key!r}: `monitor check --list` lists them")
+    (instance,) = choose(settings, [key])
     live = [alert for alert in store.incidents.live_alerts() if alert.instance == key]
     policy = instance.policy
     if not live:

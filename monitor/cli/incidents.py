@@ -8,34 +8,28 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from monitor.cli.listing import complete_incident, group
 from monitor.cli.opening import DEFAULT_CONFIG, ConfigOption, JsonOption, ago, open_store, out, print_json, whoami
 from monitor.clock import SystemClock
 from monitor.domain import Incident, IncidentState, Severity, TimelineEntry
 from monitor.engine import acknowledge
 
+IncidentArgument = Annotated[
+    str, typer.Argument(metavar="ID", help="The incident's id, or the beginning of it.", autocompletion=complete_incident)
+]
+EveryOption = Annotated[bool, typer.Option("--all", help="Also those that are resolved.")]
 _COLOURS = {Severity.P1: "bold red", Severity.P2: "red", Severity.P3: "yellow", Severity.P4: "cyan"}
 
 
 def register(app: typer.Typer) -> None:
-    @app.command()
-    def incidents(
-        incident: Annotated[str | None, typer.Argument(help="Show one, with its timeline: its id or the beginning of it.")] = None,
-        every: Annotated[bool, typer.Option("--all", help="Also those that are resolved.")] = False,
-        config: ConfigOption = DEFAULT_CONFIG,
-        as_json: JsonOption = False,
-    ) -> None:
-        """List incidents, the worst first, or show one."""
+    incidents = group(app, "incidents", "List incidents, the worst first, or show one.")
+
+    @incidents.command("list")
+    def list_(every: EveryOption = False, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+        """List incidents, the worst first."""
         now = SystemClock().now()
         store = open_store(config)
         try:
-            if incident is not None:
-                found = store.incidents.find(incident)
-                timeline = store.incidents.timeline(found.id)
-                if as_json:
-                    print_json({**_as_json(found), "timeline": [asdict(entry) for entry in timeline]})
-                else:
-                    _show(found, timeline, now)
-                return
             listed = store.incidents.list(unresolved=not every)
         finally:
             store.close()
@@ -46,9 +40,23 @@ def register(app: typer.Typer) -> None:
         else:
             out.print("[green]no open incidents[/]" if not every else "no incidents")
 
+    @incidents.command("show")
+    def show(incident: IncidentArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+        """Show one incident with its timeline."""
+        store = open_store(config)
+        try:
+            found = store.incidents.find(incident)
+            timeline = store.incidents.timeline(found.id)
+        finally:
+            store.close()
+        if as_json:
+            print_json({**_as_json(found), "timeline": [asdict(entry) for entry in timeline]})
+        else:
+            _show(found, timeline, SystemClock().now())
+
     @app.command()
     def ack(
-        incident: Annotated[str, typer.Argument(help="The incident's id, or the beginning of it.")],
+        incident: IncidentArgument,
         who: Annotated[str | None, typer.Option(help="Who takes it; your account's name when not given.")] = None,
         config: ConfigOption = DEFAULT_CONFIG,
     ) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from monitor.cli.listing import complete_undelivered, group
 from monitor.cli.opening import DEFAULT_CONFIG, ConfigOption, JsonOption, ago, open_store, out, plain_table, print_json
 from monitor.clock import SystemClock
 from monitor.engine import UPKEEP
@@ -13,10 +14,9 @@ from monitor.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Notifications that wait, or were given up on.", no_args_is_help=True)
-    app.add_typer(group, name="outbox")
+    outbox = group(app, "outbox", "List notifications that wait, or were given up on, or try again.")
 
-    @group.command("list")
+    @outbox.command("list")
     def list_(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
         """Show every notification that has not been delivered, with the last reason."""
         now = SystemClock().now()
@@ -43,9 +43,11 @@ def register(app: typer.Typer) -> None:
             )  # fmt: skip
         out.print(table)
 
-    @group.command("retry")
+    @outbox.command("retry")
     def retry(
-        row_id: Annotated[int | None, typer.Argument(metavar="[ID]", help="The notification's id.")] = None,
+        row_id: Annotated[
+            int | None, typer.Argument(metavar="[ID]", help="The notification's id.", autocompletion=complete_undelivered)
+        ] = None,
         every: Annotated[bool, typer.Option("--all", help="All that wait or were given up on.")] = False,
         config: ConfigOption = DEFAULT_CONFIG,
     ) -> None:

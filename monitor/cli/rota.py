@@ -1,4 +1,4 @@
-"""``monitor oncall`` and ``monitor maintenance``: who is told now and later, and when nobody is."""
+"""``monitor oncall``: who is told now and later."""
 
 from datetime import datetime, timedelta
 from typing import Annotated, Any
@@ -6,10 +6,11 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from alerts.matchers import show_matcher
-from alerts.muting import Window
-from monitor.cli.opening import DEFAULT_CONFIG, ConfigOption, JsonOption, open_settings, out, plain_table, print_json
+from alerts.message import duration_words
+from monitor.cli.opening import DEFAULT_CONFIG, ConfigOption, JsonOption, open_settings, out, print_json
 from monitor.clock import SystemClock
+from monitor.config.settings import Settings
+from monitor.domain import EscalationStep
 
 AHEAD = timedelta(days=14)
 _NOBODY = "[red]nobody[/]"
@@ -22,7 +23,7 @@ def register(app: typer.Typer) -> None:
         config: ConfigOption = DEFAULT_CONFIG,
         as_json: JsonOption = False,
     ) -> None:
-        """Show who is on call in each rotation, and the changes of the 14 days after."""
+        """Show who is on call in each rotation, with the changes of the 14 days after, and whom each severity tells."""
         settings, _ = open_settings(config)
         now = SystemClock().now()
         found: list[dict[str, Any]] = []
@@ -33,23 +34,22 @@ def register(app: typer.Typer) -> None:
             found.append({"rotation": name, "on_call": who, "changes": changes})
         if as_json:
             print_json(found)
-        elif found:
-            _print_rotations(found)
-        else:
-            out.print("no rotations: escalation steps name their channels themselves")
+            return
+        _print_rotations(found)
+        moment = at.replace(tzinfo=settings.timezone) if at else now
+        for severity, chain in settings.escalation.items():
+            out.print(f"[bold]{severity.name}[/]")
+            for step in chain:
+                after = f"after {duration_words(step.after_s)}" if step.after_s else "at once"
+                out.print(f"  [dim]{after:<18}[/]", _step(settings, step, moment))
 
-    @app.command()
-    def maintenance(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-        """Show the maintenance windows: which is open, and when each opens next."""
-        settings, _ = open_settings(config)
-        now = SystemClock().now()
-        rows = [_window_row(window, now) for window in settings.windows]
-        if as_json:
-            print_json(rows)
-        elif rows:
-            _print_windows(rows)
-        else:
-            out.print("no maintenance windows")
+
+def _step(settings: Settings, step: EscalationStep, moment: datetime) -> str:
+    """Who a step that fires at that moment tells, and by what."""
+    reached = settings.people.reach(step, moment)
+    who = f"{step.who} ({', '.join(reached.people)})" if reached.people else step.who
+    hours = " [dim]in business hours[/]" if step.business_hours else ""
+    return f"{escape(who)} [dim]by[/] {escape(', '.join(reached.channels)) if reached.channels else _NOBODY}{hours}"
 
 
 def _print_rotations(found: list[dict[str, Any]]) -> None:
@@ -59,22 +59,3 @@ def _print_rotations(found: list[dict[str, Any]]) -> None:
         for change in rotation["changes"]:
             contact = escape(change["contact"]) if change["contact"] else _NOBODY
             out.print(f"  [dim]{change['at']:%a %Y-%m-%d %H:%M %Z}[/]  {contact}")
-
-
-def _window_row(window: Window, now: datetime) -> dict[str, Any]:
-    return {
-        "name": window.name,
-        "matchers": [show_matcher(matcher) for matcher in window.matchers],
-        "open_until": window.active_until(now),
-        "next_opening": window.next_opening(now),
-    }
-
-
-def _print_windows(rows: list[dict[str, Any]]) -> None:
-    table = plain_table("window", "covers", "state", "opens next")
-    for row in rows:
-        until, opens = row["open_until"], row["next_opening"]
-        state = f"[green]open until {until:%Y-%m-%d %H:%M} UTC[/]" if until else "closed"
-        following = f"{opens:%Y-%m-%d %H:%M} UTC" if opens else "never"
-        table.add_row(escape(row["name"]), escape(" ".join(row["matchers"])), state, following)
-    out.print(table)

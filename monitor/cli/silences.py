@@ -8,25 +8,27 @@ from rich.markup import escape
 from rich.table import Table
 
 from alerts.matchers import matches, show_matcher
-from alerts.muting import describe, match_labels, state_of
+from alerts.muting import Muting, describe, match_labels, state_of
 from alerts.silences import expire, make
+from monitor.cli.effects import Present, print_effect
+from monitor.cli.listing import complete_silence, group
 from monitor.cli.opening import DEFAULT_CONFIG, ConfigOption, JsonOption, ago, open_store, out, plain_table, print_json, whoami
 from monitor.clock import SystemClock
 from monitor.domain import Alert, Silence
 from monitor.errors import UsageError
 from monitor.plugins import parse_duration_s
 
+EveryOption = Annotated[bool, typer.Option("--all", help="Also those that have expired, for five days.")]
 _COLOURS = {"active": "green", "pending": "yellow", "expired": "dim"}
 
 
 def register(app: typer.Typer) -> None:
-    silence = typer.Typer(help="Tell nobody of some alerts for a while. Their incidents stay visible.", no_args_is_help=True)
-    app.add_typer(silence, name="silence")
+    silence = group(app, "silence", "Tell nobody of some alerts for a while. Their incidents stay visible.")
 
     @silence.command("add")
     def add(
         matchers: Annotated[list[str], typer.Argument(help="Conditions that must all hold: service=auth 'alertname=~\"Disk.*\"'.")],
-        comment: Annotated[str, typer.Option("--comment", "-m", help="Why; everybody sees it.")],
+        comment: Annotated[str, typer.Option("--comment", "-m", help="Why; everybody sees it. Required, unless it is a dry run.")] = "",
         lasts: Annotated[str, typer.Option("--for", help="How long, such as 30m or 2h.")] = "1h",
         starts: Annotated[datetime | None, typer.Option("--from", help="When it begins, in UTC; at once when not given.")] = None,
         who: Annotated[str | None, typer.Option(help="Who asks for it; your account's name when not given.")] = None,
@@ -34,23 +36,26 @@ def register(app: typer.Typer) -> None:
         config: ConfigOption = DEFAULT_CONFIG,
     ) -> None:
         """Silence alerts that match, and show which ones fire now that it covers."""
+        if not comment and not dry_run:
+            raise UsageError("say why with --comment: everybody who wonders about the silence sees it")
         now = SystemClock().now()
         begin = starts.replace(tzinfo=now.tzinfo) if starts else now
-        fresh = make(matchers, begin, begin + timedelta(seconds=_duration(lasts)), who or whoami(), comment, now)
+        fresh = make(matchers, begin, begin + timedelta(seconds=_duration(lasts)), who or whoami(), comment or "dry run", now)
         store = open_store(config)
         try:
-            covered = [alert for alert in store.incidents.firing() if matches(fresh.matchers, match_labels(alert))]
+            unresolved = store.incidents.list(unresolved=True, limit=100_000)
+            stands = Present(store.incidents.firing(), unresolved, store.silences.list(since=now))
             if not dry_run:
                 store.silences.save(fresh)
         finally:
             store.close()
         what = f"[bold]{escape(describe(fresh))}[/] until {fresh.ends_at:%Y-%m-%d %H:%M} UTC"
         out.print(f"would silence {what}" if dry_run else f"[green]silenced[/] {what}\n[dim]{fresh.id}[/]")
-        _print_covered(covered)
+        print_effect(stands, Muting(silences=(fresh,)), Muting(silences=(*stands.silences, fresh)), begin)
 
     @silence.command("list")
     def list_(
-        every: Annotated[bool, typer.Option("--all", help="Also those that have expired, for five days.")] = False,
+        every: EveryOption = False,
         config: ConfigOption = DEFAULT_CONFIG,
         as_json: JsonOption = False,
     ) -> None:
@@ -71,7 +76,9 @@ def register(app: typer.Typer) -> None:
 
     @silence.command("expire")
     def expire_(
-        silence_id: Annotated[str, typer.Argument(metavar="ID", help="The silence's id, or the beginning of it.")],
+        silence_id: Annotated[
+            str, typer.Argument(metavar="ID", help="The silence's id, or the beginning of it.", autocompletion=complete_silence)
+        ],
         config: ConfigOption = DEFAULT_CONFIG,
     ) -> None:
         """End a silence now: what it covers and still fires asks people again."""
@@ -94,13 +101,6 @@ def _duration(text: str) -> float:
     if seconds <= 0:
         raise UsageError(f"--for {text!r}: must be longer than nothing")
     return seconds
-
-
-def _print_covered(covered: list[Alert]) -> None:
-    if not covered:
-        out.print("[dim]nothing that fires now matches[/]")
-    for alert in covered:
-        out.print(f"  {alert.severity.name} {escape(alert.service)}: {escape(alert.summary)}")
 
 
 def _table(found: tuple[Silence, ...], firing: tuple[Alert, ...], now: datetime) -> Table:

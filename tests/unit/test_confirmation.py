@@ -109,10 +109,12 @@ def test_what_waits_for_a_cause_is_not_looked_at_again_and_again() -> None:
 
 
 def test_it_is_said_what_is_missing() -> None:
-    assert rule(SLOWLY) == (
-        "an alert fires after 2 bad runs in a row that go on for 1 min and is over after 2 good ones that go on for 2 min"
+    assert rule(SLOWLY).endswith(
+        "fires after 2 bad runs in a row that go on for 1 min and is over after 2 good ones in a row that go on for 2 min"
     )
-    assert rule(AlertPolicy()) == "an alert fires after 2 bad runs in a row and is over after 2 good ones"
+    assert rule(AlertPolicy()) == "an alert fires after 2 bad runs in a row and is over after 2 good ones in a row"
+    assert rule(AlertPolicy(1, 1)) == "an alert fires at the first bad run and is over at the first good one"
+    assert rule(AlertPolicy(1, 1, 90, 45)) == "an alert fires when bad runs go on for 1.5 min and is over when good ones go on for 45 s"
     world = looked()
     world.look(Outcome.FOUND, 0)
     (pending,) = world.alerts.values()

@@ -228,3 +228,19 @@ def test_silences_end_once_and_change_by_alertmanagers_rules() -> None:
     assert (first.id, state_of(first, later), second.id) == (old.id, "expired", other.id)
     future = make(["a=b"], later + MINUTE, T0 + 60 * MINUTE, "anna", "why", T0)
     assert expire(future, T0).starts_at == expire(future, T0).ends_at == T0
+
+
+def test_openings_are_wall_clock_times_and_end_with_the_window() -> None:
+    """Over the night on which Berlin's clocks go forward: the same hour by the clock, an hour earlier in UTC."""
+    berlin = ZoneInfo("Europe/Berlin")
+    ends = datetime(2026, 3, 30, 1, 30, tzinfo=berlin)
+    window = Window("backup", (), schedule="0 1 * * *", lasts=timedelta(hours=1), ends_at=ends, timezone=berlin)
+    found = window.openings(datetime(2026, 3, 28, 0, 30, tzinfo=UTC), datetime(2026, 4, 30, tzinfo=UTC))
+    hours = [
+        (begin.astimezone(berlin).strftime("%d %H:%M"), begin.strftime("%H:%M"), (end - begin).total_seconds()) for begin, end in found
+    ]
+    assert hours == [("28 01:30", "00:30", 1800), ("29 01:00", "00:00", 3600), ("30 01:00", "23:00", 1800)]
+    assert window.active_until(datetime(2026, 3, 30, 1, 15, tzinfo=berlin)) == ends
+    once = Window("once", (), starts_at=T0, ends_at=T0 + MINUTE)
+    assert once.openings(T0 - MINUTE, T0 + MINUTE) == ((T0, T0 + MINUTE),)
+    assert once.openings(T0 + MINUTE, T0 + 2 * MINUTE) == ()
