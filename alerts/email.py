@@ -21,12 +21,14 @@ from aiosmtplib import SMTPResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import AfterValidator, Field, model_validator
 
+from alerts.digest_message import DigestMessage, compose_digest
+from alerts.digest_text import SHOWN, by_service, digest_text
 from alerts.message import Message, as_text, clean, compose
 from alerts.templates import FOLDER
 from alerts.transport import tls_context
-from monitor.domain import Notification, Receipt, Severity, Transition, pairs
+from monitor.domain import Digest, Notification, Receipt, Severity, Transition, pairs
 from monitor.errors import DeliveryError
-from monitor.plugins import LocalPath, NotifyContext, PluginConfig, Secret, notifier
+from monitor.plugins import Digesting, LocalPath, NotifyContext, PluginConfig, Secret, notifier
 
 SUBJECT_CHARS = 200
 QUIT_S = 1.0
@@ -69,7 +71,24 @@ class EmailConfig(PluginConfig):
         return self
 
 
-@notifier("email", config=EmailConfig)
+async def email_digest(ctx: NotifyContext, cfg: EmailConfig, digest: Digest) -> Receipt:
+    """Mails many incidents at once, and later what became of them in the same thread."""
+    message = compose_digest(digest, ctx.clock.now(), SHOWN)
+    first = digest.first_receipt.reference if digest.first_receipt else ""
+    subject = f"All over: {message.title}" if message.over else f"{'Re: ' if first else ''}{message.title}: {message.news}"
+    return await send_mail(
+        ctx,
+        cfg,
+        subject=subject,
+        text=digest_text(message, by_service(message), digest.home),
+        html=render_digest(message, digest.home),
+        message_id=stable_message_id(cfg, digest.key, digest.channel),
+        in_reply_to=first,
+        urgent=message.urgent and message.severity <= Severity.P2,
+    )
+
+
+@notifier("email", config=EmailConfig, digest=Digesting(email_digest, gather_s=30))
 async def email(ctx: NotifyContext, cfg: EmailConfig, notification: Notification) -> Receipt:
     """Mails each transition of an incident, text and HTML, one thread per incident."""
     message = compose(notification, ctx.clock.now())
@@ -165,6 +184,11 @@ def render_html(message: Message) -> str:
     return inline_css(html)
 
 
+def render_digest(message: DigestMessage, key: str) -> str:
+    """The digest's HTML, styles inlined."""
+    return inline_css(_templates().get_template("digest.html").render(message=message, services=by_service(message), key=key))
+
+
 def inline_css(html: str) -> str:
     """Move styles onto the elements, as mail readers need it. Fetches nothing."""
     import css_inline  # noqa: PLC0415 - 2 MiB, and not needed before the first mail
@@ -186,7 +210,7 @@ async def _submit(ctx: NotifyContext, cfg: EmailConfig, mail: EmailMessage) -> M
         timeout=ctx.deadline_s,
         use_tls=cfg.security == "tls",
         start_tls=cfg.security == "starttls",
-        tls_context=tls_context(cfg.ca_file) if cfg.security != "none" else None,
+        tls_context=tls_context(cfg.ca_file, "smtp") if cfg.security != "none" else None,
     )
     try:
         async with asyncio.timeout(ctx.deadline_s):

@@ -4,11 +4,13 @@ Owns wording, caps and the cleaning of hostile text; how it looks (blocks, HTML,
 """
 
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from urllib.parse import urlsplit
 
-from monitor.domain import Link, Notification, Severity, Transition
+from monitor.domain import DigestItem, Incident, Link, Notification, Severity, Transition
 
 TITLE_CHARS = 150
 LINE_CHARS = 300
@@ -67,28 +69,54 @@ class Message:
 
 def compose(notification: Notification, now: datetime) -> Message:
     """Say what a notification means, as seen at ``now``."""
-    incident = notification.incident
+    return compose_one(notification.incident, notification.transition, notification.reason, notification.links, now)
+
+
+def compose_one(incident: Incident | DigestItem, transition: Transition, reason: str, links: Iterable[Link], now: datetime) -> Message:
+    """Say what a transition of an incident means, told alone or in a digest."""
     code = f" ({clean(incident.code, 20)})" if incident.code else ""
     where = clean(incident.service, 60) or "unknown service"
     head = f"[{incident.severity.name}] {where}: "
     room = TITLE_CHARS - len(head) - len(code)
-    resolved = notification.transition is Transition.RESOLVED
+    resolved = transition is Transition.RESOLVED
     return Message(
         severity=incident.severity,
-        transition=notification.transition,
-        status=STATUS_WORDS[notification.transition],
+        transition=transition,
+        status=STATUS_WORDS[transition],
         title=f"{head}{clean(incident.title, room) or 'incident'}{code}",
-        what=clean(incident.summary, LINE_CHARS) or clean(incident.title, LINE_CHARS) or "no summary",
+        what=what_of(incident),
         where=where,
         began=f"{incident.opened_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC",
         lasted=duration_words((((incident.resolved_at if resolved else None) or now) - incident.opened_at).total_seconds()),
         how_bad=f"{incident.severity.name}, {SEVERITY_WORDS[incident.severity]}",
-        evidence=tuple(line for line in (clean(text, LINE_CHARS) for text in incident.evidence) if line)[:EVIDENCE_LINES],
-        first_step=clean(incident.first_step, STEP_CHARS, lines=6),
-        links=tuple(link for link in map(_link, notification.links) if link)[:LINKS],
-        sentence=_sentence(notification.reason) or STATUS_WORDS[notification.transition],
+        evidence=evidence_of(incident),
+        first_step=first_step_of(incident.first_step),
+        links=tuple(link for link in map(_link, links) if link)[:LINKS],
+        sentence=sentence_of(reason, transition),
         incident_id=clean(incident.id, 80),
     )
+
+
+def what_of(incident: Incident | DigestItem) -> str:
+    return clean(incident.summary, LINE_CHARS) or clean(incident.title, LINE_CHARS) or "no summary"
+
+
+def evidence_of(incident: Incident | DigestItem) -> tuple[str, ...]:
+    return tuple(line for line in (clean(text, LINE_CHARS) for text in incident.evidence) if line)[:EVIDENCE_LINES]
+
+
+@lru_cache(maxsize=256)
+def first_step_of(text: str) -> str:
+    """At most six lines. There are as many different ones as the runbook has entries."""
+    return clean(text, STEP_CHARS, lines=6)
+
+
+def sentence_of(reason: str, transition: Transition) -> str:
+    """Why it is told now, as a sentence."""
+    text = clean(reason, LINE_CHARS)
+    if not text:
+        return STATUS_WORDS[transition]
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "…")) else ".")
 
 
 def as_line(message: Message) -> str:
@@ -115,6 +143,8 @@ def clean(text: str | None, limit: int, *, lines: int = 1) -> str:
 
     White space becomes single spaces; up to ``lines`` lines survive. What is cut off shows as ``…``.
     """
+    if text and len(text) <= limit and text.isprintable() and text[0] != " " != text[-1] and "  " not in text:
+        return text  # nearly all are fit already, and a storm brings tens of thousands
     raw = (text or "")[: 4 * limit + 256]
     kept = [_clean_line(line) for line in raw.splitlines()] if lines > 1 else [_clean_line(raw)]
     kept = [line for line in kept if line]
@@ -145,13 +175,6 @@ def _clean_line(text: str) -> str:
 
 def _harmless(char: str) -> bool:
     return char in _JOINERS or unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Cn", "Co"}
-
-
-def _sentence(reason: str) -> str:
-    text = clean(reason, LINE_CHARS)
-    if not text:
-        return ""
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "…")) else ".")
 
 
 def _link(link: Link) -> Link | None:

@@ -1,8 +1,9 @@
-"""Pages through PagerDuty's Events API v2: one alert per incident, keyed by the incident's id.
+"""Pages through PagerDuty's Events API v2: one alert per incident or digest, keyed by its id.
 
 Owns the event's shape and the fence around the ``pagerduty`` client, which would otherwise sleep and retry by itself.
 """
 
+import json
 import logging
 from datetime import datetime
 from typing import Any
@@ -10,14 +11,19 @@ from typing import Any
 import httpx2
 import pagerduty as api
 
+from alerts.digest_message import DigestMessage, compose_digest
 from alerts.message import Message, clean, compose
-from alerts.pagerduty_incidents import COMPARING, PagerDutyConfig, keys_of
+from alerts.pagerduty_incidents import COMPARING, PagerDutyConfig, askings, keys_of
 from alerts.transport import retry_after_s, run_blocking, tls_context
-from monitor.domain import Notification, Receipt, Severity, Transition
+from monitor.domain import Digest, Notification, Receipt, Severity, Transition
 from monitor.errors import DeliveryError
-from monitor.plugins import NotifyContext, notifier
+from monitor.plugins import Digesting, NotifyContext, notifier
 
 SUMMARY_CHARS = 1024
+DETAILS_MOST = 500
+"""Incidents of a digest that are listed in the alert's details."""
+DETAILS_BYTES = 200_000
+"""An event may have 512 KB."""
 REQUEST_TIMEOUT_S = 5.0
 """Per connect and read; the whole exchange is under the context's deadline."""
 
@@ -35,12 +41,27 @@ _QUIET = logging.getLogger("monitor.pagerduty_client")
 _QUIET.setLevel(logging.CRITICAL)  # a notifier logs nothing: its one result is the receipt or the error
 
 
-@notifier("pagerduty", config=PagerDutyConfig, per_minute=110, upkeep=COMPARING)  # about 120 calls a minute a key; a little below
+async def pagerduty_digest(ctx: NotifyContext, cfg: PagerDutyConfig, digest: Digest) -> Receipt:
+    """One alert for all of a digest: acknowledged when all of them are taken, resolved when the last of them is over."""
+    now = ctx.clock.now()
+    action = digest_action(digest)
+    if action is None:
+        return Receipt(reference=digest.home)  # some are over or taken, others not: PagerDuty has no word for that
+    event = digest_event(digest, now) if action == "trigger" else {}
+    return await _enqueue(ctx, cfg, action, askings(digest.home, digest.tally.asked), event)
+
+
+# about 120 calls a minute a key; a little below
+@notifier("pagerduty", config=PagerDutyConfig, per_minute=110, digest=Digesting(pagerduty_digest), upkeep=COMPARING)
 async def pagerduty(ctx: NotifyContext, cfg: PagerDutyConfig, notification: Notification) -> Receipt:
     """Opens, acknowledges and resolves one PagerDuty alert per incident and asking (Events API v2)."""
-    now = ctx.clock.now()
-    event = build_event(notification, now)
-    action, (*older, key) = ACTIONS[notification.transition], keys_of(notification.incident)
+    event = build_event(notification, ctx.clock.now())
+    return await _enqueue(ctx, cfg, ACTIONS[notification.transition], keys_of(notification.incident), event)
+
+
+async def _enqueue(ctx: NotifyContext, cfg: PagerDutyConfig, action: str, keys: tuple[str, ...], event: dict[str, Any]) -> Receipt:
+    """One event under the last of the keys; the older ones are resolved, unless it only acknowledges."""
+    *older, key = keys
 
     def send() -> str:
         with _client(cfg, ctx.deadline_s) as client:
@@ -52,10 +73,22 @@ async def pagerduty(ctx: NotifyContext, cfg: PagerDutyConfig, notification: Noti
     try:
         reference = await run_blocking(send, name="PagerDuty", deadline_s=ctx.deadline_s)
     except api.Error as exc:
-        raise _delivery_error(exc, cfg, now) from exc
+        raise _delivery_error(exc, cfg, ctx.clock.now()) from exc
     except httpx2.InvalidURL as exc:
         raise DeliveryError(f"PagerDuty: base_url is not a usable address: {exc}", retryable=False) from exc
     return Receipt(reference=reference)
+
+
+def digest_action(digest: Digest) -> str | None:
+    """What PagerDuty is to be told, by how the incidents stand and not by what happened last; None when it has nothing to know."""
+    tally = digest.tally
+    if not digest.follows:
+        return "trigger"
+    if tally.unresolved == 0:
+        return "resolve"
+    if any(ACTIONS[item.transition] == "trigger" for item in digest.items):
+        return "trigger"
+    return "acknowledge" if tally.open == 0 else None
 
 
 def build_event(notification: Notification, now: datetime) -> dict[str, Any]:
@@ -81,6 +114,45 @@ def build_event(notification: Notification, now: datetime) -> dict[str, Any]:
         event["links"] = [{"href": link.url, "text": link.title} for link in message.links]
         event["client_url"] = message.links[0].url
     return event
+
+
+def digest_event(digest: Digest, now: datetime) -> dict[str, Any]:
+    """The event of a digest, within the published limits: as many incidents as fit are in its details."""
+    message = compose_digest(digest, now, DETAILS_MOST)
+    services = digest.tally.services
+    source = clean(services[0][0], 255) or "unknown service"
+    payload = {
+        "summary": clean(f"{message.title}: {message.severities}; {message.services}", SUMMARY_CHARS),
+        "source": source if len(services) == 1 else "several services",
+        "severity": SEVERITIES[message.severity],
+        "timestamp": min(item.opened_at for item in digest.items).isoformat(),
+        "class": "digest",
+        "group": digest.home,
+        "custom_details": _digest_details(message),
+    }
+    link = {"href": message.status_page.url, "text": message.status_page.title}
+    return {"payload": payload, "client": "monitor", "client_url": message.status_page.url, "links": [link]}
+
+
+def _digest_details(message: DigestMessage) -> dict[str, Any]:
+    listed, room = [], DETAILS_BYTES
+    for line in message.lines:
+        text = f"{line.severity.name} {line.service}: {line.title}: {line.what} ({line.state}) {line.url}"
+        room -= len(json.dumps(text)) + 2  # as the client writes it, beyond ASCII in escapes
+        if room < 0:
+            break
+        listed.append(text)
+    more = message.more + len(message.lines) - len(listed)
+    details: dict[str, Any] = {
+        "what is new": message.news,
+        "how bad": message.severities,
+        "where": message.services,
+        "how they stand": message.standing,
+        "incidents": listed,
+    }
+    if more:
+        details["and more"] = f"{more} more on {message.status_page.url}"
+    return details
 
 
 def _details(message: Message) -> dict[str, Any]:

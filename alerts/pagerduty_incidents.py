@@ -4,7 +4,7 @@ Pages of at most 100, one request after the other, far below the 960 a minute th
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
@@ -56,11 +56,16 @@ def keys_of(incident: Incident) -> tuple[str, ...]:
     PagerDuty stays quiet about an alert that is acknowledged. When our acknowledgement has ended, a new alert pages again and the
     older ones are resolved.
     """
-    return tuple((incident.id if number == 1 else f"{incident.id}.{number}")[:DEDUP_KEY_CHARS] for number in range(1, incident.asked + 1))
+    return askings(incident.id, incident.asked)
+
+
+def askings(whole: str, asked: int) -> tuple[str, ...]:
+    """The keys of so many askings: the key itself, then ``KEY.2``, ``KEY.3``."""
+    return tuple((whole if number == 1 else f"{whole}.{number}")[:DEDUP_KEY_CHARS] for number in range(1, asked + 1))
 
 
 def incident_of_key(key: str) -> str:
-    """The incident that a deduplication key belongs to."""
+    """The incident, or the digest, that a deduplication key belongs to."""
     return key.partition(".")[0]
 
 
@@ -74,7 +79,9 @@ async def compare(ctx: NotifyContext, cfg: PagerDutyConfig, standings: tuple[Sta
         opened = {str(one.get("incident_key")): one for one in await desk.open()}
         found: list[Sighting] = []
         lookups = 0
-        for standing in standings:
+        alone = [standing for standing in standings if standing.home is None]
+        found += _taken_together([standing for standing in standings if standing.home is not None], opened)
+        for standing in alone:
             *_, key = keys = keys_of(standing.incident)
             if standing.incident.state is IncidentState.RESOLVED:
                 found += [_sighting(standing, opened[old]) for old in keys if old in opened][-1:]
@@ -84,6 +91,19 @@ async def compare(ctx: NotifyContext, cfg: PagerDutyConfig, standings: tuple[Sta
                 lookups += 1
                 found.append(_sighting(standing, await desk.newest(key)))
     return tuple(found)
+
+
+def _taken_together(standings: Iterable[Standing], opened: Mapping[str, dict[str, Any]]) -> Iterator[Sighting]:
+    """Of a digest only that somebody took its alert: open there says nothing about any one of its incidents."""
+    homes: dict[str, list[Standing]] = {}
+    for standing in standings:
+        homes.setdefault(standing.home or "", []).append(standing)
+    for home, members in homes.items():
+        *_, key = askings(home, max(standing.incident.asked for standing in members))
+        for standing in members if key in opened else ():
+            seen = _sighting(standing, opened[key])
+            if seen.there is There.ACKED and standing.incident.state is IncidentState.OPEN:
+                yield seen
 
 
 COMPARING = Upkeep(every_s=lambda cfg: cfg.compare_every if cfg.api_token is not None else None, run=compare)

@@ -1,4 +1,4 @@
-"""One Slack card per incident, edited as the incident moves on, with its history in the card's thread.
+"""One Slack card per incident or digest, edited as it moves on, with its history in the card's thread.
 
 Owns the exchange with Slack's Web API and which answers are worth another attempt; the card's looks are in ``slack_card.py``.
 """
@@ -10,12 +10,14 @@ from typing import Any
 import httpx2
 from pydantic import SecretStr, field_validator
 
+from alerts.digest_message import compose_digest
 from alerts.message import clean, compose
 from alerts.slack_card import build_card, thread_line
+from alerts.slack_digest import build_digest_card, digest_thread_line
 from alerts.transport import HttpsUrl, retry_after_s, tls_context
-from monitor.domain import Notification, Receipt, Transition, pairs
+from monitor.domain import Digest, Notification, Receipt, Transition, pairs
 from monitor.errors import DeliveryError
-from monitor.plugins import LocalPath, NotifyContext, PluginConfig, Secret, notifier
+from monitor.plugins import Digesting, LocalPath, NotifyContext, PluginConfig, Secret, notifier
 
 ANSWER_BYTES = 1_048_576
 LOUD = frozenset({Transition.ESCALATED, Transition.RAISED, Transition.REMINDED})
@@ -77,20 +79,33 @@ class SlackConfig(PluginConfig):
         return channel
 
 
-@notifier("slack", config=SlackConfig, per_minute=50)  # one message a second a channel, by Slack; a little below, for the edits
+async def slack_digest(ctx: NotifyContext, cfg: SlackConfig, digest: Digest) -> Receipt:
+    """One card for all of a digest; later its counts are edited, and what happened is a line in its thread."""
+    message = compose_digest(digest, ctx.clock.now())
+    card = build_digest_card(message, digest, interactive=cfg.signing_secret is not None)
+    loud = any(item.transition in LOUD for item in digest.items)
+    return await _show(ctx, cfg, card, _card_of(digest.first_receipt), digest_thread_line(message, digest), loud=loud)
+
+
+# one message a second a channel, by Slack; a little below, for the edits
+@notifier("slack", config=SlackConfig, per_minute=50, digest=Digesting(slack_digest))
 async def slack(ctx: NotifyContext, cfg: SlackConfig, notification: Notification) -> Receipt:
     """Posts one card per incident to a channel, edits it at every transition and keeps the history in its thread."""
     message = compose(notification, ctx.clock.now())
     card = build_card(message, interactive=cfg.signing_secret is not None)
-    first = _first_card(notification)
+    loud = notification.transition in LOUD
+    return await _show(ctx, cfg, card, _card_of(notification.first_receipt), thread_line(message), loud=loud)
+
+
+async def _show(ctx: NotifyContext, cfg: SlackConfig, card: dict[str, Any], first: dict[str, str], line: str, *, loud: bool) -> Receipt:
+    """Post a card, or edit the first one and say in its thread what happened."""
     try:
         async with asyncio.timeout(ctx.deadline_s), _client(cfg, ctx.deadline_s) as client:
             talk = _Talk(ctx, client)
             # The edit first: should the line fail, the retry repeats the edit, which changes nothing, and then the line.
             if first and await talk.update({"channel": first["channel"], "ts": first["ts"], **card}):
-                line = {"channel": first["channel"], "thread_ts": first["ts"], "text": thread_line(message)}
-                loud = {"reply_broadcast": notification.transition in LOUD}
-                answer = await talk.call("chat.postMessage", {**line, **loud, **_PLAIN})
+                said = {"channel": first["channel"], "thread_ts": first["ts"], "text": line, "reply_broadcast": loud}
+                answer = await talk.call("chat.postMessage", {**said, **_PLAIN})
                 return Receipt(reference=str(answer["ts"]), detail=pairs(first))
             answer = await talk.call("chat.postMessage", {"channel": cfg.channel, **card, **_PLAIN})
     except TimeoutError as exc:
@@ -98,9 +113,9 @@ async def slack(ctx: NotifyContext, cfg: SlackConfig, notification: Notification
     return Receipt(reference=str(answer["ts"]), detail=pairs({"channel": answer["channel"], "ts": answer["ts"]}))
 
 
-def _first_card(notification: Notification) -> dict[str, str]:
-    """``channel`` and ``ts`` of the incident's card, or nothing when none was posted."""
-    detail = dict(notification.first_receipt.detail) if notification.first_receipt else {}
+def _card_of(first: Receipt | None) -> dict[str, str]:
+    """``channel`` and ``ts`` of the first card, or nothing when none was posted."""
+    detail = dict(first.detail) if first else {}
     return detail if detail.keys() >= {"channel", "ts"} else {}
 
 

@@ -37,18 +37,18 @@ ACKNOWLEDGE, SILENCE = "acknowledge", "silence-1h"
 def build_card(message: Message, *, interactive: bool = False) -> dict[str, Any]:
     """``text`` (for previews and screen readers), ``blocks`` (the header) and one coloured ``attachments`` entry with the rest."""
     sign = STATUS_SIGNS[Transition.RESOLVED] if message.over else SIGNS[message.severity]
-    header = {"type": "header", "text": _plain(f"{sign} {message.title}", HEADER_CHARS)}
+    header = {"type": "header", "text": plain(f"{sign} {message.title}", HEADER_CHARS)}
     body = [_summary(message), _facts(message)]
     if message.evidence:
-        body.append(_section(f"*Evidence*\n{_code(chr(10).join(message.evidence), SECTION_CHARS - 40)}"))
+        body.append(section(f"*Evidence*\n{_code(chr(10).join(message.evidence), SECTION_CHARS - 40)}"))
     if message.first_step and not message.over:
-        body.append(_section(f"*First step*\n{_code(message.first_step, SECTION_CHARS - 40)}"))
+        body.append(section(f"*First step*\n{_code(message.first_step, SECTION_CHARS - 40)}"))
     buttons = [*(_actions(message) if interactive else ()), *_links(message)]
     if buttons:
         body.append({"type": "actions", "elements": buttons})
-    body.append({"type": "context", "elements": [_mrkdwn(f"Incident `{_escaped(message.incident_id, 100)}` · monitor", 300)]})
+    body.append({"type": "context", "elements": [mrkdwn(f"Incident `{escaped(message.incident_id, 100)}` · monitor", 300)]})
     return {
-        "text": _escaped(as_line(message), FALLBACK_CHARS),
+        "text": escaped(as_line(message), FALLBACK_CHARS),
         "blocks": [header],
         "attachments": [{"color": RESOLVED_COLOUR if message.over else COLOURS[message.severity], "blocks": body}],
     }
@@ -56,7 +56,7 @@ def build_card(message: Message, *, interactive: bool = False) -> dict[str, Any]
 
 def thread_line(message: Message, limit: int = SECTION_CHARS - 100) -> str:
     """One line for the card and its thread: what just happened."""
-    return f"{STATUS_SIGNS[message.transition]} *{message.status}* · {_escaped(message.sentence, limit)}"
+    return f"{STATUS_SIGNS[message.transition]} *{message.status}* · {escaped(message.sentence, limit)}"
 
 
 def escape(text: str) -> str:
@@ -65,7 +65,7 @@ def escape(text: str) -> str:
 
 
 def _summary(message: Message) -> Block:
-    return _section(f"{_escaped(message.what, 1900)}\n{thread_line(message, 900)}")
+    return section(f"{escaped(message.what, 1900)}\n{thread_line(message, 900)}")
 
 
 def _facts(message: Message) -> Block:
@@ -75,7 +75,7 @@ def _facts(message: Message) -> Block:
         ("Since", message.began),
         ("How long", f"{message.lasted}{'' if message.over else ' so far'}"),
     )
-    return {"type": "section", "fields": [_mrkdwn(f"*{name}*\n{_escaped(text, FIELD_CHARS - 40)}", FIELD_CHARS) for name, text in rows]}
+    return {"type": "section", "fields": [mrkdwn(f"*{name}*\n{escaped(text, FIELD_CHARS - 40)}", FIELD_CHARS) for name, text in rows]}
 
 
 def _actions(message: Message) -> list[Block]:
@@ -83,39 +83,39 @@ def _actions(message: Message) -> list[Block]:
     if message.over:
         return []
     value = message.incident_id
-    take = {"type": "button", "text": _plain("Acknowledge", 75), "style": "primary", "action_id": ACKNOWLEDGE, "value": value}
-    silence = {"type": "button", "text": _plain("Silence 1 h", 75), "action_id": SILENCE, "value": value}
+    take = {"type": "button", "text": plain("Acknowledge", 75), "style": "primary", "action_id": ACKNOWLEDGE, "value": value}
+    silence = {"type": "button", "text": plain("Silence 1 h", 75), "action_id": SILENCE, "value": value}
     return [silence] if message.transition is Transition.ACKED else [take, silence]
 
 
 def _links(message: Message) -> list[Block]:
     return [
-        {"type": "button", "text": _plain(link.title, 75), "url": link.url, "action_id": f"link-{number}"}
+        {"type": "button", "text": plain(link.title, 75), "url": link.url, "action_id": f"link-{number}"}
         for number, link in enumerate(message.links)
         if len(link.url) <= URL_CHARS
     ]
 
 
-def _section(text: str) -> Block:
-    return {"type": "section", "text": _mrkdwn(text, SECTION_CHARS)}
+def section(text: str) -> Block:
+    return {"type": "section", "text": mrkdwn(text, SECTION_CHARS)}
 
 
 def _code(text: str, limit: int) -> str:
     """A code block; a backtick inside would end it."""
-    return f"```{_escaped(text.replace('`', 'ʼ'), limit)}```"
+    return f"```{escaped(text.replace('`', 'ʼ'), limit)}```"
 
 
-def _mrkdwn(text: str, limit: int) -> dict[str, Any]:
+def mrkdwn(text: str, limit: int) -> dict[str, Any]:
     """``verbatim``: words that look like links, channels or names stay words."""
     assert length(text) <= limit
     return {"type": "mrkdwn", "text": text, "verbatim": True}
 
 
-def _plain(text: str, limit: int) -> dict[str, Any]:
-    return {"type": "plain_text", "text": _escaped(text, limit), "emoji": False}
+def plain(text: str, limit: int) -> dict[str, Any]:
+    return {"type": "plain_text", "text": escaped(text, limit), "emoji": False}
 
 
-def _escaped(text: str, limit: int) -> str:
+def escaped(text: str, limit: int) -> str:
     """Escape, and cut so that the *escaped* text fits and no entity is cut in half."""
     kept: list[str] = []
     room = limit - 1

@@ -6,11 +6,13 @@ Every failure leaves as a :class:`DeliveryError` that names the channel and the 
 import asyncio
 import contextlib
 import math
+import os
 import ssl
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
 
@@ -34,13 +36,28 @@ HttpsUrl = Annotated[str, AfterValidator(_https_only)]
 """An ``https://`` address, kept as it is written."""
 
 
-def tls_context(ca_file: str | None) -> ssl.SSLContext:
-    """Trust the system's authorities, or exactly those in ``ca_file``. Raises a retryable ``DeliveryError`` when it cannot be read."""
+def tls_context(ca_file: str | None, protocol: str = "https") -> ssl.SSLContext:
+    """Trust the system's authorities, or exactly those in ``ca_file``. Raises a retryable ``DeliveryError`` when it cannot be read.
+
+    Reading the system's hundred and more costs milliseconds: what was read is kept until the file changes, apart for
+    each ``protocol``, since clients write into it which one they speak.
+    """
     try:
-        return ssl.create_default_context(cafile=ca_file)
+        file = os.stat(ca_file or ssl.get_default_verify_paths().cafile or ssl.get_default_verify_paths().openssl_cafile)
+        changed = (file.st_mtime_ns, file.st_size, file.st_ino)
+    except OSError:
+        changed = (0, 0, 0)  # the error, if it is one, is said by who reads it
+    try:
+        return _read_authorities(ca_file, protocol, changed)
     except (OSError, ValueError) as exc:  # ssl.SSLError is an OSError
         cause = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
         raise DeliveryError(f"ca_file {ca_file} cannot be used: {cause}", retryable=True) from exc
+
+
+@lru_cache(maxsize=16)
+def _read_authorities(ca_file: str | None, protocol: str, changed: tuple[int, int, int]) -> ssl.SSLContext:
+    """``changed`` tells one state of the file from another."""
+    return ssl.create_default_context(cafile=ca_file)
 
 
 def retry_after_s(header: str | None, now: datetime) -> float | None:

@@ -1,19 +1,24 @@
-"""Any receiver of Alertmanager's webhooks: one POST for each transition, in its version 4 form."""
+"""Any receiver of Alertmanager's webhooks: one POST for each transition, or for many at once, in its version 4 form."""
 
 import hashlib
 import hmac
 import json
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import Field
 
+from alerts.digest_message import count, news_of
 from alerts.fingerprint import fingerprint
 from alerts.json_http import JsonClient
-from alerts.message import Message, as_line, compose
+from alerts.message import Message, as_line, compose, evidence_of, first_step_of, sentence_of, what_of
 from alerts.transport import HttpsUrl
-from monitor.domain import Notification, Receipt, pairs
-from monitor.plugins import LocalPath, NotifyContext, PluginConfig, Secret, notifier
+from monitor.domain import Digest, DigestItem, Incident, Notification, Receipt, Transition, pairs
+from monitor.plugins import Digesting, LocalPath, NotifyContext, PluginConfig, Secret, notifier
+
+BODY_BYTES = 900_000
+"""nginx, as it comes, refuses bodies over a MiB."""
 
 
 class WebhookConfig(PluginConfig):
@@ -26,12 +31,104 @@ class WebhookConfig(PluginConfig):
     ca_file: LocalPath | None = None
 
 
-@notifier("webhook", config=WebhookConfig)
+async def webhook_digest(ctx: NotifyContext, cfg: WebhookConfig, digest: Digest) -> Receipt:
+    """Many alerts in one body; in several when one would be too large for what usually stands before a receiver."""
+    for part, body in digest_bodies(digest, cfg.receiver):
+        await _post(ctx, cfg, body, f"{digest.key}-{part}")
+    return Receipt(reference=digest.key)
+
+
+@notifier("webhook", config=WebhookConfig, digest=Digesting(webhook_digest, gather_s=0.5, most=1000))
 async def webhook(ctx: NotifyContext, cfg: WebhookConfig, notification: Notification) -> Receipt:
-    """POSTs each transition of an incident in the form of Alertmanager's webhooks (version 4)."""
+    """POSTs each transition of an incident in the form of Alertmanager's webhooks (version 4), many of them in one body."""
     message = compose(notification, ctx.clock.now())
     body = json.dumps(payload(notification, message, cfg.receiver), ensure_ascii=False).encode()
-    headers = {"Content-Type": "application/json", "Idempotency-Key": f"{notification.dedup_key}-{notification.id}"}
+    await _post(ctx, cfg, body, f"{notification.dedup_key}-{notification.id}")
+    return Receipt(reference=notification.dedup_key)
+
+
+def payload(notification: Notification, message: Message, receiver: str) -> dict[str, Any]:
+    """The incident as one alert of a group of its own."""
+    incident = notification.incident
+    url = message.links[0].url if message.links else ""
+    alert = _alert(incident, notification.transition, notification.reason, url)
+    group = {"incident_id": incident.id}
+    whole = _group(group, receiver, as_line(message), firing=not message.over, url=url.partition("/incidents/")[0])
+    return {**whole, "commonLabels": alert["labels"], "commonAnnotations": alert["annotations"], "alerts": [alert]}
+
+
+def digest_bodies(digest: Digest, receiver: str) -> Iterator[tuple[str, bytes]]:
+    """All alerts of a digest, in as few bodies as their size allows, each with what tells it from the others.
+
+    The group is the conversation: its key stays the same. It is resolved when every incident in it is over, whatever a body lists.
+    """
+    firing = not digest.follows or digest.tally.unresolved > 0
+    reason = f"{count(len(digest.items))}: {news_of(digest.items)}"
+    whole = _group({"digest": digest.home}, receiver, reason, firing=firing, url=digest.url)
+    alerts = [_alert(item, item.transition, item.reason, digest.link(item.id)) for item in digest.items]
+    texts: list[str] = []
+    size, first = 0, 0
+    for number, alert in enumerate(alerts):
+        text = json.dumps(alert, ensure_ascii=False)
+        length = len(text.encode())
+        if texts and size + length > BODY_BYTES:
+            yield f"{digest.items[first].row}-{len(texts)}", _joined(whole, alerts[first:number], texts)
+            texts, size, first = [], 0, number
+        texts.append(text)
+        size += length + 1
+    yield f"{digest.items[first].row}-{len(texts)}", _joined(whole, alerts[first:], texts)
+
+
+def _joined(whole: dict[str, Any], alerts: list[dict[str, Any]], texts: list[str]) -> bytes:
+    common = {f"common{kind.capitalize()}": _common([alert[kind] for alert in alerts]) for kind in ("labels", "annotations")}
+    head = json.dumps({**whole, **common}, ensure_ascii=False)
+    return f'{head[:-1]}, "alerts": [{",".join(texts)}]}}'.encode()
+
+
+def _common(all_of_them: list[dict[str, str]]) -> dict[str, str]:
+    first, *others = all_of_them
+    return {name: text for name, text in first.items() if all(other.get(name) == text for other in others)}
+
+
+def _group(labels: dict[str, str], receiver: str, reason: str, *, firing: bool, url: str) -> dict[str, Any]:
+    return {
+        "version": "4",
+        "groupKey": "{}:{" + ", ".join(f"{name}={json.dumps(text)}" for name, text in labels.items()) + "}",
+        "truncatedAlerts": 0,
+        "status": "firing" if firing else "resolved",
+        "receiver": receiver,
+        "notification_reason": reason,
+        "groupLabels": labels,
+        "externalURL": url,
+    }
+
+
+def _alert(incident: Incident | DigestItem, transition: Transition, reason: str, url: str) -> dict[str, Any]:
+    """The same whether it is told alone or with others, so that a receiver knows it again."""
+    labels = {"alertname": incident.title, "service": incident.service, "severity": incident.severity.name}
+    labels |= {"incident": incident.code} if incident.code else {}
+    labels["incident_id"] = incident.id
+    annotations = {
+        "summary": what_of(incident),
+        "evidence": "\n".join(evidence_of(incident)),
+        "first_step": first_step_of(incident.first_step),
+        "why_now": sentence_of(reason, transition),
+        "transition": transition.value,
+    }
+    over = transition is Transition.RESOLVED
+    return {
+        "status": "resolved" if over else "firing",
+        "labels": labels,
+        "annotations": {name: text for name, text in annotations.items() if text},
+        "startsAt": incident.opened_at.isoformat(),
+        "endsAt": incident.resolved_at.isoformat() if over and incident.resolved_at else "0001-01-01T00:00:00Z",
+        "generatorURL": url,
+        "fingerprint": fingerprint(pairs(labels)),
+    }
+
+
+async def _post(ctx: NotifyContext, cfg: WebhookConfig, body: bytes, idempotency_key: str) -> None:
+    headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key}
     secrets = tuple(secret.get_secret_value() for secret in (cfg.bearer, cfg.secret) if secret is not None)
     if cfg.bearer is not None:
         headers["Authorization"] = f"Bearer {cfg.bearer.get_secret_value()}"
@@ -42,43 +139,3 @@ async def webhook(ctx: NotifyContext, cfg: WebhookConfig, notification: Notifica
     path = parts.path + (f"?{parts.query}" if parts.query else "")
     async with JsonClient(ctx, "the webhook", cfg.url, headers=headers, ca_file=cfg.ca_file, secrets=secrets) as client:
         await client.call("POST", f"{parts.scheme}://{parts.netloc}{path or '/'}", content=body)
-    return Receipt(reference=notification.dedup_key)
-
-
-def payload(notification: Notification, message: Message, receiver: str) -> dict[str, Any]:
-    """The incident as one alert of a group of its own."""
-    incident = notification.incident
-    labels = {"alertname": incident.title, "service": incident.service, "severity": incident.severity.name}
-    labels |= {"incident": incident.code} if incident.code else {}
-    annotations = {
-        "summary": message.what,
-        "evidence": "\n".join(message.evidence),
-        "first_step": message.first_step,
-        "why_now": message.sentence,
-        "transition": notification.transition.value,
-    }
-    annotations = {name: text for name, text in annotations.items() if text}
-    group = {"incident_id": incident.id}
-    status = "resolved" if message.over else "firing"
-    alert = {
-        "status": status,
-        "labels": labels | group,
-        "annotations": annotations,
-        "startsAt": incident.opened_at.isoformat(),
-        "endsAt": incident.resolved_at.isoformat() if message.over and incident.resolved_at else "0001-01-01T00:00:00Z",
-        "generatorURL": message.links[0].url if message.links else "",
-        "fingerprint": fingerprint(pairs(labels | group)),
-    }
-    return {
-        "version": "4",
-        "groupKey": f"{{}}:{{incident_id={json.dumps(incident.id)}}}",
-        "truncatedAlerts": 0,
-        "status": status,
-        "receiver": receiver,
-        "notification_reason": as_line(message),
-        "groupLabels": group,
-        "commonLabels": labels | group,
-        "commonAnnotations": annotations,
-        "externalURL": message.links[0].url.partition("/incidents/")[0] if message.links else "",
-        "alerts": [alert],
-    }

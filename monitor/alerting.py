@@ -9,7 +9,8 @@ from alerts.posted import PostedAlert
 from alerts.silences import build, expire
 from monitor.clock import Clock
 from monitor.config.settings import Settings
-from monitor.domain import Alert, Incident, Matcher, Silence, TimelineEntry
+from monitor.digested import acknowledge_digest, members
+from monitor.domain import Alert, Matcher, Silence, TimelineEntry, is_digest_key
 from monitor.engine import Engine, acknowledge
 from monitor.errors import UsageError
 from monitor.intake import Intake
@@ -40,17 +41,25 @@ class Alerting:
         """Store foreign alerts. Returns why some of them were not acceptable."""
         return await self._intake.post(posted)
 
-    async def acknowledge(self, incident_id: str, who: str, note: str = "") -> Incident:
-        """Take an incident, from whatever door. Raises ``UsageError``."""
-        incident, changed = await self._thread(acknowledge, self._store, incident_id, who, self._clock, note)
-        if changed:
+    async def acknowledge(self, key: str, who: str, note: str = "") -> int:
+        """Take an incident, or every incident of a digest that nobody has, from whatever door. Returns how many. Raises ``UsageError``."""
+        if is_digest_key(key):
+            taken = await self._thread(acknowledge_digest, self._store, key, who, self._clock, note)
+        else:
+            _, changed = await self._thread(acknowledge, self._store, key, who, self._clock, note)
+            taken = int(changed)
+        if taken:
             self._wake_delivery()
-        return incident
+        return taken
 
-    async def note(self, incident_id: str, text: str, who: str) -> None:
-        """A line in an incident's history. Raises ``UsageError``."""
-        found = await self._thread(self._store.incidents.find, incident_id)
-        await self._thread(self._store.incidents.add_timeline, [TimelineEntry(found.id, self._clock.now(), "note", text, who)])
+    async def note(self, key: str, text: str, who: str) -> None:
+        """A line in the history of an incident, or of every incident of a digest. Raises ``UsageError``."""
+        now = self._clock.now()
+        if is_digest_key(key):
+            ids = await self._thread(members, self._store, key)
+        else:
+            ids = ((await self._thread(self._store.incidents.find, key)).id,)
+        await self._thread(self._store.incidents.add_timeline, [TimelineEntry(one, now, "note", text, who) for one in ids])
 
     async def silence_incident(self, incident_id: str, who: str, seconds: float) -> Silence:
         """Silence what holds an incident open now. Raises ``UsageError``."""

@@ -10,16 +10,19 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import Any
 
 import psutil
 import structlog
 
+from alerts.digesting import Manner, Spoken
 from monitor.clock import Clock
 from monitor.config.settings import Channel, Settings
-from monitor.domain import Notification, Receipt
+from monitor.domain import Digest, Receipt
 from monitor.errors import DeliveryError, StoreError
 from monitor.plugins import NotifyContext, one_line
 from monitor.store import Store, StoreThread
+from monitor.store.claims import Claimant, Sending, Voice
 
 SEND_DEADLINE_S = 15.0
 LEASE_S = 60.0
@@ -50,6 +53,7 @@ class Delivery:
         self._wake = asyncio.Event()
         self._under_way: Counter[str] = Counter()
         self._buckets: dict[str, TokenBucket] = {}
+        self._spoken: dict[str, Spoken] = {}
 
     def wake(self) -> None:
         """Look at the outbox now."""
@@ -85,31 +89,33 @@ class Delivery:
     async def _send_due(self, sends: asyncio.TaskGroup) -> float:
         """Start sending everything due that has room; returns the seconds until it is worth looking again."""
         now = self._clock.now()
-        full = frozenset(channel for channel, count in self._under_way.items() if count >= PER_CHANNEL)
-        spent = {name: wait_s for name in self.settings.channels if (wait_s := self._bucket(name).wait_s(self._clock.monotonic())) > 0}
-        skip = full | spent.keys()
+        voices = {channel.name: self._voice(channel) for channel in self.settings.channels.values()}
+        unknown = Voice(PER_CHANNEL)  # of channels that are no longer configured: their rows are buried
+        silent = frozenset(name for name, voice in voices.items() if voice.room <= 0)
+        who = Claimant(self._owner, now, LEASE_S, self.settings.external_url)
         try:
-            claimed = await self._thread(
-                self._store.outbox.claim,
-                self._owner,
-                now,
-                lease_s=LEASE_S,
-                limit=self._room(),
-                skip=skip,
-                external_url=self.settings.external_url,
-            )
-            due = None if claimed else await self._thread(self._store.outbox.next_due, skip)
+            claimed = await self._thread(self._store.outbox.claim, who, voices, unknown)
+            due = None if claimed else await self._thread(self._store.outbox.next_due, silent)
         except StoreError as exc:
             log.error("outbox cannot be read", error=str(exc))
             return BACKOFF_FIRST_S
-        for notification in claimed:
-            self._under_way[notification.channel] += 1
-            self._bucket(notification.channel).take(self._clock.monotonic())
-            sends.create_task(self._deliver(notification), name=f"send {notification.id}")
+        self._spoken |= claimed.spoken
+        for sending in claimed.sends:
+            self._under_way[sending.channel] += 1
+            self._bucket(sending.channel).take(self._clock.monotonic())
+            sends.create_task(self._deliver(sending), name=f"send by {sending.channel}")
         if claimed:
             return 0.0
-        soonest = min(spent.values(), default=POLL_S)
+        spent = (self._bucket(name).wait_s(self._clock.monotonic()) for name in silent)
+        soonest = min((wait_s for wait_s in spent if wait_s > 0), default=POLL_S)
         return min(soonest, POLL_S if due is None else min(POLL_S, max(0.05, (due - now).total_seconds())))
+
+    def _voice(self, channel: Channel) -> Voice:
+        """What a channel may begin now, without outrunning its rate."""
+        room = min(PER_CHANNEL - self._under_way[channel.name], self._bucket(channel.name).ready(self._clock.monotonic()))
+        digest = channel.notifier.digest
+        manner = Manner(channel.digest_from, digest.gather_s, digest.most) if digest else None
+        return Voice(room, manner, self._spoken.get(channel.name, Spoken()))
 
     def _bucket(self, channel: str) -> "TokenBucket":
         """The channel's rate, kept over reloads unless it changed."""
@@ -120,47 +126,43 @@ class Delivery:
             bucket = self._buckets[channel] = TokenBucket(per_minute)
         return bucket
 
-    def _room(self) -> int:
-        """How many rows may be claimed at once without outrunning any channel's bucket."""
-        now = self._clock.monotonic()
-        return max(1, min([PER_CHANNEL, *(ready for name in self.settings.channels if (ready := self._bucket(name).ready(now)) > 0)]))
-
-    async def _deliver(self, notification: Notification) -> None:
-        """One attempt for one row, and its outcome in the store."""
+    async def _deliver(self, sending: Sending) -> None:
+        """One attempt at one sending, and its outcome in the store."""
         try:
-            await self._attempt(notification)
-        except StoreError as exc:  # the row stays leased and is sent again when the lease ends: at least once
-            log.error("delivery outcome cannot be recorded", notification=notification.id, error=str(exc))
+            await self._attempt(sending)
+        except StoreError as exc:  # the rows stay leased and are sent again when the lease ends: at least once
+            log.error("delivery outcome cannot be recorded", error=str(exc), **_facts(sending))
         finally:
-            self._under_way[notification.channel] -= 1
+            self._under_way[sending.channel] -= 1
             self._wake.set()
 
-    async def _attempt(self, notification: Notification) -> None:
-        channel = self.settings.channels.get(notification.channel)
+    async def _attempt(self, sending: Sending) -> None:
+        channel = self.settings.channels.get(sending.channel)
         try:
             if channel is None:
-                raise DeliveryError(f"channel {notification.channel!r} is no longer configured", retryable=False)
-            receipt = await send(channel, notification, self._clock)
+                raise DeliveryError(f"channel {sending.channel!r} is no longer configured", retryable=False)
+            receipt = await send(channel, sending, self._clock)
         except DeliveryError as exc:
-            await self._fail(notification, exc)
+            await self._fail(sending, exc)
             return
         # shielded: what was sent must be recorded, also when the program stops now
-        await asyncio.shield(self._thread(self._store.outbox.sent, notification, self._owner, receipt, self._clock.now()))
-        self._on_outcome(notification.channel, "sent")
-        log.info("delivered", incident=notification.incident.id, transition=notification.transition.value, channel=notification.channel)
+        await asyncio.shield(self._thread(self._store.outbox.sent, sending, self._owner, receipt, self._clock.now()))
+        self._on_outcome(sending.channel, "sent")
+        log.info("delivered", **_facts(sending))
 
-    async def _fail(self, notification: Notification, error: DeliveryError) -> None:
+    async def _fail(self, sending: Sending, error: DeliveryError) -> None:
         now, reason = self._clock.now(), one_line(str(error), limit=MAX_REASON_CHARS)
-        facts = {"incident": notification.incident.id, "channel": notification.channel, "attempt": notification.attempts}
         if not error.retryable:
-            await self._thread(self._store.outbox.bury, notification, self._owner, reason, now)
-            self._on_outcome(notification.channel, "dead")
-            log.error("delivery failed for good", error=reason, **facts)
+            await self._thread(self._store.outbox.bury, sending, self._owner, reason, now)
+            self._on_outcome(sending.channel, "dead")
+            log.error("delivery failed for good", error=reason, attempt=sending.attempts, **_facts(sending))
             return
-        at = retry_at(now, notification.attempts, error.retry_after_s)
-        await self._thread(self._store.outbox.retry, notification, self._owner, reason, at)
-        self._on_outcome(notification.channel, "retried")
-        log.warning("delivery failed, will be retried", error=reason, next_attempt_at=at.isoformat(), **facts)
+        at = retry_at(now, sending.attempts, error.retry_after_s)
+        await self._thread(self._store.outbox.retry, sending, self._owner, reason, at)
+        self._on_outcome(sending.channel, "retried")
+        log.warning(
+            "delivery failed, will be retried", error=reason, next_attempt_at=at.isoformat(), attempt=sending.attempts, **_facts(sending)
+        )
 
     async def _release(self) -> None:
         """On the store's thread, so after everything that was handed to it before."""
@@ -206,12 +208,23 @@ class TokenBucket:
         self._at = now
 
 
-async def send(channel: Channel, notification: Notification, clock: Clock) -> Receipt:
+def _facts(sending: Sending) -> dict[str, Any]:
+    """What a log line says of it."""
+    if isinstance(sending, Digest):
+        return {"channel": sending.channel, "digest": sending.key, "incidents": len(sending.items)}
+    return {"channel": sending.channel, "incident": sending.incident.id, "transition": sending.transition.value}
+
+
+async def send(channel: Channel, sending: Sending, clock: Clock) -> Receipt:
     """One send through one channel, within the deadline. Whatever goes wrong leaves as a ``DeliveryError``."""
     context = NotifyContext(clock=clock, deadline_s=SEND_DEADLINE_S)
     try:
         async with asyncio.timeout(SEND_DEADLINE_S + 1.0):
-            return await channel.notifier.send(context, channel.config, notification)
+            if not isinstance(sending, Digest):
+                return await channel.notifier.send(context, channel.config, sending)
+            if channel.notifier.digest is None:
+                raise DeliveryError(f"the notifier {channel.notifier.name} tells no digests any more", retryable=False)
+            return await channel.notifier.digest.send(context, channel.config, sending)
     except DeliveryError:
         raise
     except TimeoutError as exc:

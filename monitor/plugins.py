@@ -3,21 +3,18 @@
 A plugin is a function with a frozen declaration. It is called once, returns a value, retries nothing and logs no result.
 """
 
-import os
-import re
-import stat
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import entry_points
-from pathlib import Path
-from typing import Annotated, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import SecretStr
 
 from monitor.clock import Clock
 from monitor.domain import (
     Diagnosis,
+    Digest,
     FindingKind,
     Guide,
     Metric,
@@ -28,123 +25,20 @@ from monitor.domain import (
     Upkeep,
 )
 from monitor.errors import PluginError
+from monitor.plugin_config import (
+    ConfigT,
+    Duration,
+    LocalPath,
+    PingedConfig,
+    PluginConfig,
+    Secret,
+    SecretSources,
+    parse_duration_s,
+    read_secret,
+)
 from monitor.probes_contract import Heartbeats, Host, HttpProbe, LogReader, Postgres
 
-# --- configuration of plugins ----------------------------------------------------------------------------------------
-
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def parse_duration_s(value: object) -> float:
-    """Read ``"15s"``, ``"1h30m"``, ``"250ms"`` or a number of seconds. Raises ``ValueError`` saying what is expected."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value)
-    elif isinstance(value, str) and re.fullmatch(f"(?:{_DURATION.pattern})+", value.strip()):
-        seconds = sum(float(number) * _UNIT_S[unit] for number, unit in _DURATION.findall(value))
-    else:
-        raise ValueError('expected a duration such as "15s", "5m", "1h30m" or a number of seconds')
-    if not 0 <= seconds < 10 * 365 * 86400:
-        raise ValueError("a duration must be at least 0 and less than ten years")
-    return seconds
-
-
-Duration = Annotated[float, BeforeValidator(parse_duration_s)]
-"""Seconds, written in configuration as ``"15s"``, ``"5m"``, ``"1h30m"``."""
-
-_MAX_SECRET_BYTES = 65_536
-
-
-@dataclass(frozen=True, slots=True)
-class SecretSources:
-    """Where ``{env = …}`` and ``{file = …}`` are looked up: the validation context of a configuration."""
-
-    environ: Mapping[str, str]
-    folder: Path
-    """Relative paths start here: the configuration file's folder."""
-
-
-def read_secret(value: object, info: ValidationInfo) -> SecretStr:
-    """Follow ``{env = "NAME"}`` or ``{file = "path"}``. Raises ``ValueError``, which never repeats what was written there."""
-    sources = info.context if isinstance(info.context, SecretSources) else SecretSources(os.environ, Path())
-    match value:
-        case SecretStr():
-            return value
-        case {"env": str(name), **rest} if name and not rest:
-            return SecretStr(_from_environment(name, sources.environ))
-        case {"file": str(name), **rest} if name and not rest:
-            return SecretStr(_from_file(sources.folder / name))
-    raise ValueError('a secret is never written in the file: write {env = "NAME"} or {file = "path"}')
-
-
-Secret = Annotated[SecretStr, BeforeValidator(read_secret)]
-"""A secret, written in configuration as ``{env = "NAME"}`` or ``{file = "path"}``. Never empty."""
-
-
-def _below_folder(value: str, info: ValidationInfo) -> str:
-    if not value.strip() or "\0" in value:
-        raise ValueError("expected the path of a file")
-    return str(info.context.folder / value) if isinstance(info.context, SecretSources) else value
-
-
-LocalPath = Annotated[str, AfterValidator(_below_folder)]
-"""Path of a file, relative to the configuration file's folder."""
-
-
-def _from_environment(name: str, environ: Mapping[str, str]) -> str:
-    secret = environ.get(name, "").strip()
-    if secret:
-        return secret
-    # Who pastes the secret itself where the name belongs must not find it in a log: only what looks like a name is repeated.
-    shown = f"the environment variable {name}" if re.fullmatch(r"[A-Z][A-Z0-9_]*", name) else "the environment variable named here"
-    raise ValueError(f"{shown} is {'empty' if name in environ else 'not set'}")
-
-
-def _from_file(path: Path) -> str:
-    """The stripped content of a regular file that nobody but its owner and its group can read."""
-    try:
-        # Non-blocking, so that a pipe named by mistake does not hang the start.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            status = os.fstat(file.fileno())
-            content = file.read(_MAX_SECRET_BYTES + 1) if stat.S_ISREG(status.st_mode) else None
-    except (OSError, ValueError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else "not a valid path"
-        raise ValueError(f"the secret's file cannot be read: {reason}") from None
-    if content is None:
-        raise ValueError("the secret's file cannot be read: it is not a regular file")
-    if status.st_mode & (stat.S_IRWXO | stat.S_IWGRP):
-        raise ValueError(f"the secret's file is open to others (mode {stat.S_IMODE(status.st_mode):04o}): set its mode to 0600 or 0640")
-    if len(content) > _MAX_SECRET_BYTES:
-        raise ValueError(f"the secret's file is larger than {_MAX_SECRET_BYTES // 1024} KiB")
-    try:
-        secret = content.decode("utf-8").strip()
-    except UnicodeDecodeError:
-        raise ValueError("the secret's file is not UTF-8 text") from None
-    if not secret:
-        raise ValueError("the secret's file is empty")
-    return secret
-
-
-class PluginConfig(BaseModel):
-    """Base of every plugin's configuration: frozen, unknown keys refused, values never echoed in errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-class PingedConfig(PluginConfig):
-    """Base of the configuration of checks that wait for pings: whoever knows the key may send them."""
-
-    key: Secret = Field(description="What the job knows: it pings external_url/ping/KEY. At least 16 letters, digits, - and _.")
-
-    @field_validator("key")
-    @classmethod
-    def _long_enough(cls, key: SecretStr) -> SecretStr:
-        if not re.fullmatch(r"[A-Za-z0-9_-]{16,200}", key.get_secret_value()):
-            raise ValueError("the key of a heartbeat has 16 to 200 letters, digits, - and _: openssl rand -hex 16 makes one")
-        return key
-
-
-ConfigT = TypeVar("ConfigT", bound=PluginConfig)
+# --- what is watched --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +174,18 @@ class NotifyContext:
 
 
 @dataclass(frozen=True, slots=True)
+class Digesting(Generic[ConfigT]):
+    """How a notifier tells many incidents at once. Without it, each is told alone however many there are."""
+
+    send: Callable[[NotifyContext, ConfigT, Digest], Awaitable[Receipt]]
+    """Sends one digest once, and later what became of its incidents (``digest.follows``). Raises ``DeliveryError``."""
+    gather_s: float = 10.0
+    """How long a digest gathers before it is sent."""
+    most: int = 10_000
+    """Most incidents in one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Notifier(Generic[ConfigT]):
     """A notifier's declaration. Build one with :func:`notifier`."""
 
@@ -289,6 +195,7 @@ class Notifier(Generic[ConfigT]):
     send: Callable[[NotifyContext, ConfigT, Notification], Awaitable[Receipt]]
     per_minute: float | None = None
     """How many notifications the provider takes in a minute through one channel, by its published limit."""
+    digest: Digesting[ConfigT] | None = None
     upkeep: Upkeep | None = None
 
 
@@ -296,15 +203,22 @@ AnyNotifier = Notifier[Any]
 
 
 def notifier(
-    name: str, *, config: type[ConfigT], per_minute: float | None = None, upkeep: Upkeep | None = None
+    name: str,
+    *,
+    config: type[ConfigT],
+    per_minute: float | None = None,
+    digest: Digesting[ConfigT] | None = None,
+    upkeep: Upkeep | None = None,
 ) -> Callable[[Callable[[NotifyContext, ConfigT, Notification], Awaitable[Receipt]]], Notifier[ConfigT]]:
     """Declare ``async def send(ctx, cfg, notification) -> Receipt`` a notifier.
 
-    It sends once and raises :class:`monitor.errors.DeliveryError` when it could not; delivery owns retries.
+    It sends once and raises :class:`monitor.errors.DeliveryError` when it could not; delivery owns retries. ``digest`` declares how it
+    tells many incidents at once.
     """
 
     def declare(send: Callable[[NotifyContext, ConfigT, Notification], Awaitable[Receipt]]) -> Notifier[ConfigT]:
-        return Notifier(name=name, help=(send.__doc__ or "").strip(), config=config, send=send, per_minute=per_minute, upkeep=upkeep)
+        text = (send.__doc__ or "").strip()
+        return Notifier(name=name, help=text, config=config, send=send, per_minute=per_minute, digest=digest, upkeep=upkeep)
 
     return declare
 
@@ -395,3 +309,39 @@ def collect(group: str, builtins: Iterable[PluginT], kind: type[Any]) -> tuple[d
         else:
             plugins[plugin.name] = plugin
     return plugins, tuple(errors)
+
+
+__all__ = [
+    "CHECKS",
+    "NOTIFIERS",
+    "RUNBOOK",
+    "AnyCheck",
+    "AnyNotifier",
+    "AnyOperation",
+    "Check",
+    "CheckContext",
+    "ConfigT",
+    "Digesting",
+    "Duration",
+    "Kept",
+    "LocalPath",
+    "Logs",
+    "Named",
+    "Notifier",
+    "NotifyContext",
+    "Operation",
+    "PingedConfig",
+    "PluginConfig",
+    "PluginT",
+    "RunbookContext",
+    "RunbookEntry",
+    "Secret",
+    "SecretSources",
+    "Service",
+    "check",
+    "collect",
+    "notifier",
+    "one_line",
+    "parse_duration_s",
+    "read_secret",
+]

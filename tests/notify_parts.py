@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,8 +16,21 @@ import trustme
 import uvicorn
 from starlette.types import ASGIApp
 
-from monitor.domain import EscalationStep, Incident, IncidentState, Link, Notification, Receipt, Severity, Transition
+from monitor.domain import (
+    Digest,
+    DigestItem,
+    EscalationStep,
+    Incident,
+    IncidentState,
+    Link,
+    Notification,
+    Receipt,
+    Severity,
+    Tally,
+    Transition,
+)
 from monitor.plugins import NotifyContext
+from monitor.store.digests import tally_of
 
 OPENED = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)
 STATES = {Transition.ACKED: IncidentState.ACKED, Transition.RESOLVED: IncidentState.RESOLVED}
@@ -85,6 +98,46 @@ def notification(
         links=page if links is None else links,
         first_receipt=first,
     )
+
+
+def digest_item(number: int, transition: Transition = Transition.TRIGGERED, **changes: Any) -> DigestItem:
+    values: dict[str, Any] = {
+        "row": number,
+        "transition": transition,
+        "reason": "on-call is told at once",
+        "id": f"{number:012x}",
+        "code": "INC-001",
+        "service": ("auth", "data", "analytics", "nginx")[number % 4],
+        "severity": Severity(1 + min(3, number // 10)),
+        "state": STATES.get(transition, IncidentState.OPEN),
+        "title": "Service not responding",
+        "summary": f"GET http://10.0.0.{number % 250}:8003/health: connection refused, 2 times in a row",
+        "evidence": ("reason: refused", "status: none"),
+        "first_step": "ps aux | grep uvicorn",
+        "opened_at": OPENED + timedelta(seconds=number),
+        "resolved_at": OPENED + timedelta(minutes=3) if transition is Transition.RESOLVED else None,
+        "acked_by": "anna" if transition is Transition.ACKED else None,
+    }
+    return DigestItem(**{**values, **changes})
+
+
+def digest(
+    items: Sequence[DigestItem], *, first: Receipt | None = None, channel: str = "oncall", tally: Tally | None = None, **changes: Any
+) -> Digest:
+    """Of these items; a follow-up when there is a ``first`` receipt."""
+    home = "digest-0123456789abcdef"
+    values: dict[str, Any] = {
+        "key": f"{home}/fedcba9876543210" if first else home,
+        "home": home,
+        "channel": channel,
+        "items": tuple(items),
+        "tally": tally or tally_of(tuple(items)),
+        "created_at": OPENED,
+        "attempts": 1,
+        "url": "https://monitor.example.com",
+        "first_receipt": first,
+    }
+    return Digest(**{**values, **changes})
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,14 +43,21 @@ def register(app: typer.Typer) -> None:
             incident = store.incidents.find(what)
             muting = Muting(store.silences.list(since=now), settings.windows, settings.inhibitions, store.incidents.firing())
             found = explain(incident, store.incidents.alerts_of(incident), muting, settings.people, now)
-            rows = [row for row in store.outbox.undelivered() if row.incident_id == incident.id]
+            rows = store.outbox.undelivered(incident_id=incident.id)
+            digests = store.outbox.digests_of(incident.id)
         finally:
             store.close()
         if as_json:
             waiting = [asdict(row) for row in rows]
-            print_json({"incident": incident.id, "state": incident.state.value, **asdict(found), "undelivered": waiting})
+            print_json(
+                {"incident": incident.id, "state": incident.state.value, **asdict(found), "digests": digests, "undelivered": waiting}
+            )
             return
         _print(incident, found, now)
+        for channel, key, count in digests:
+            out.print(
+                f"[bold]digest[/] {escape(channel)} told it together with {count - 1} others: more opened at once than digest_from ({key})"
+            )
         for row in rows:
             out.print(f"[red]not delivered[/] {row.transition.value} by {escape(row.channel)}: {escape(row.last_error or 'not tried yet')}")
 

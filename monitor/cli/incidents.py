@@ -11,11 +11,20 @@ from rich.table import Table
 from monitor.cli.listing import complete_incident, group
 from monitor.cli.opening import DEFAULT_CONFIG, ConfigOption, JsonOption, ago, open_store, out, print_json, whoami
 from monitor.clock import SystemClock
-from monitor.domain import Incident, IncidentState, Severity, TimelineEntry
+from monitor.digested import acknowledge_digest
+from monitor.domain import Incident, IncidentState, Severity, TimelineEntry, is_digest_key
 from monitor.engine import acknowledge
 
 IncidentArgument = Annotated[
     str, typer.Argument(metavar="ID", help="The incident's id, or the beginning of it.", autocompletion=complete_incident)
+]
+TakenArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID",
+        help="The incident's id, or the beginning of it; or the key of a digest, for all in it.",
+        autocompletion=complete_incident,
+    ),
 ]
 EveryOption = Annotated[bool, typer.Option("--all", help="Also those that are resolved.")]
 _COLOURS = {Severity.P1: "bold red", Severity.P2: "red", Severity.P3: "yellow", Severity.P4: "cyan"}
@@ -56,13 +65,17 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def ack(
-        incident: IncidentArgument,
+        incident: TakenArgument,
         who: Annotated[str | None, typer.Option(help="Who takes it; your account's name when not given.")] = None,
         config: ConfigOption = DEFAULT_CONFIG,
     ) -> None:
         """Take an incident: its escalation stops, and everybody who was told hears that you have it."""
         store = open_store(config)
         try:
+            if is_digest_key(incident):
+                count = acknowledge_digest(store, incident, who or whoami(), SystemClock())
+                out.print(f"[green]acknowledged[/] {count} incidents" if count else "nobody is needed: all of them are taken or over")
+                return
             found, changed = acknowledge(store, incident, who or whoami(), SystemClock())
         finally:
             store.close()

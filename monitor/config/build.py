@@ -160,10 +160,12 @@ def _channels(document: Document, notifiers: Mapping[str, AnyNotifier]) -> dict[
         if not notifier:
             document.add((*at, "notifier"), no_such("notifier", table.notifier), nearest(table.notifier, notifiers))
             continue
+        if notifier.digest is None and "digest_from" in raw and table.digest_from:
+            document.add((*at, "digest_from"), f"the notifier {notifier.name} tells every incident alone", "leave it out")
         own = {key: value for key, value in raw.items() if key not in common}
         config = validate(document, notifier.config, own, at, also=common)
         if config:
-            channels[name] = Channel(name, notifier, config, table.fallback, table.fallback_after)
+            channels[name] = Channel(name, notifier, config, table.fallback, table.fallback_after, table.digest_from or None)
         if table.fallback is not None:
             check_channel(document, (*at, "fallback"), table.fallback)
     _refuse_circles(document, channels)

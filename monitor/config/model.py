@@ -6,7 +6,7 @@ Only the edge: nothing behind :mod:`monitor.config` sees these. The documentatio
 from datetime import date, datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, field_validator
 
 from monitor.config.values import Address, Days, Dsn, Interval, Listen, State, TimeOfDay, Timezone, Url
 from monitor.plugins import Duration, LocalPath, Secret
@@ -124,6 +124,18 @@ class ChannelTable(Table):
         default=None, description="Another channel that is told when this one could not be, for `fallback_after` or for good."
     )
     fallback_after: Duration = Field(default=300.0, ge=10, description="How long this channel may try alone.")
+    digest_from: StrictBool | Annotated[StrictInt, Field(ge=0, le=100_000)] = Field(
+        default=20,
+        description="How many incidents this channel tells one by one within a minute, counting those at least as bad; the others are told "
+        "together, see delivery.md. `0` or `false`: never together, however many there are.",
+    )
+
+    @field_validator("digest_from")
+    @classmethod
+    def _is_a_number_or_never(cls, value: bool | int) -> int:
+        if value is True:
+            raise ValueError("expected a number of incidents, or false")
+        return int(value)
 
 
 class StepTable(Table):

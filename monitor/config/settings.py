@@ -55,6 +55,8 @@ class Channel:
     fallback: str | None = None
     """Another channel that is told when this one could not be."""
     fallback_after_s: float = 300.0
+    digest_from: int | None = 20
+    """How many incidents it tells one by one within a minute; the others are told together. None: all of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Owns no behaviour beyond building values; imports the standard library only.
 from monitor.domain.alerts import Alert, AlertPolicy, AlertState, Matcher, Silence
 from monitor.domain.core import Labels, Severity, pairs
 from monitor.domain.delivery import Link, Notification, Receipt, Sighting, Standing, There, Upkeep
+from monitor.domain.digests import DIGEST_KEY, Digest, DigestItem, Tally, is_digest_key
 from monitor.domain.incidents import (
     Decision,
     EscalationStep,
@@ -21,6 +22,7 @@ from monitor.domain.observed import CheckResult, Finding, FindingKind, Metric, O
 from monitor.domain.runbook import AuditEntry, Diagnosis, Evidence, Plan, Step
 
 __all__ = [
+    "DIGEST_KEY",
     "Alert",
     "AlertPolicy",
     "AlertState",
@@ -28,6 +30,8 @@ __all__ = [
     "CheckResult",
     "Decision",
     "Diagnosis",
+    "Digest",
+    "DigestItem",
     "EscalationStep",
     "Evidence",
     "Finding",
@@ -52,9 +56,11 @@ __all__ = [
     "Silence",
     "Standing",
     "Step",
+    "Tally",
     "There",
     "TimelineEntry",
     "Transition",
     "Upkeep",
+    "is_digest_key",
     "pairs",
 ]

@@ -56,6 +56,8 @@ class Standing:
     """The last one that was delivered."""
     last_at: datetime
     """When that was."""
+    home: str | None = None
+    """The digest in which it was first told, if it was not told alone."""
 
 
 class There(StrEnum):

@@ -6,6 +6,7 @@ from datetime import datetime
 from sqlalchemy import Connection, delete, func, or_, select, update
 
 from alerts.decide import Known
+from alerts.escalation import join
 from monitor.domain import Alert, AlertState, Decision, Incident, IncidentState, Severity, Standing, TimelineEntry
 from monitor.errors import UsageError
 from monitor.store.database import Database
@@ -70,6 +71,15 @@ class IncidentStore:
             if decided:
                 self._saving.save(connection, decided, now)
             return (decided.incidents[-1] if decided.incidents else before), decided
+
+    def change_each(self, incident_ids: Sequence[str], decision: Callable[[Incident], Decision], now: datetime) -> Decision:
+        """Apply a decision to each of many incidents, all in one transaction. Those that are not there are passed over."""
+        with self._database.write() as connection:
+            each = read_incidents(connection, select(INCIDENTS).where(INCIDENTS.c.id.in_(incident_ids)))
+            decided = join(*(decision(incident) for incident in each))
+            if decided:
+                self._saving.save(connection, decided, now)
+            return decided
 
     def reroute(self, row_id: int, incident_id: str, decision: Callable[[Incident], Decision], now: datetime) -> Decision:
         """Apply a decision because an outbox row reached nobody, once a row: the row remembers. Raises ``UsageError``.

@@ -1,19 +1,18 @@
 """The transactional outbox: rows claimed with a lease, in order per (incident, channel), finished only after the send."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, func, insert, or_, select, update
-from sqlalchemy.orm import aliased
+from sqlalchemy import Text, and_, case, cast, func, insert, literal, or_, select, text, update
 
-from monitor.domain import Link, Notification, Receipt, Severity, TimelineEntry, Transition
+from monitor.domain import Digest, Receipt, Severity, Transition
+from monitor.store.claims import IS_LEASED, IS_PENDING, Claim, Claimant, Sending, Voice, claim, is_blocked, is_free
 from monitor.store.database import Database
-from monitor.store.rows import incident_of, receipt_of, receipt_row
+from monitor.store.rows import receipt_row
 from monitor.store.saving import OPENERS
-from monitor.store.schema import incidents, outbox, timeline
-
-NEVER_TRIGGERED = "nothing to follow up: the trigger never arrived on this channel"
+from monitor.store.schema import UNFINISHED, incidents, outbox, timeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,62 +45,39 @@ class Undelivered:
     attempts: int
     next_attempt_at: datetime
     last_error: str | None
+    digest: str | None = None
+    """The digest it is told in together with others."""
 
 
 class Outbox:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def claim(
-        self, owner: str, now: datetime, *, lease_s: float, limit: int, skip: frozenset[str], external_url: str
-    ) -> list[Notification]:
-        """Lease due rows, P1 first: never a row whose predecessor on the same (incident, channel) is unfinished.
+    def claim(self, who: Claimant, voices: Mapping[str, Voice], otherwise: Voice) -> Claim:
+        """Lease what each channel says next, P1 first: never a row whose predecessor on the same (incident, channel) is unfinished.
 
-        ``skip`` names channels that have no room now. A follow-up whose trigger never arrived is put aside.
+        A follow-up whose trigger never arrived is put aside.
         """
-        due = and_(
-            outbox.c.state == "pending",
-            outbox.c.next_attempt_at <= now,
-            or_(outbox.c.lease_until.is_(None), outbox.c.lease_until <= now),
-            outbox.c.channel.not_in(skip),
-            ~_blocked(),
-        )
-        query = select(outbox).where(due).order_by(outbox.c.severity, outbox.c.id).limit(limit)
-        claimed: list[Notification] = []
         with self._database.write() as connection:
-            for row in connection.execute(query).mappings().all():
-                first = _first_receipt(connection, row)
-                if first is None and row["transition"] not in OPENERS:
-                    self._finish(connection, row["id"], now, {"state": "superseded", "last_error": NEVER_TRIGGERED})
-                    continue
-                lease = {"lease_owner": owner, "lease_until": now + timedelta(seconds=lease_s), "attempts": outbox.c.attempts + 1}
-                connection.execute(update(outbox).where(outbox.c.id == row["id"]).values(lease))
-                claimed.append(_notification(connection, row, first, external_url))
-        return claimed
+            return claim(connection, who, voices, otherwise)
 
-    def sent(self, notification: Notification, owner: str, receipt: Receipt, now: datetime) -> bool:
-        """Mark a row delivered. False when the lease was lost meanwhile and somebody else finished it."""
-        with self._database.write() as connection:
-            values = {"state": "sent", "receipt": receipt_row(receipt), "last_error": None}
-            done = self._finish(connection, notification.id, now, values, owner)
-            if done:
-                attempt = "" if notification.attempts == 1 else f", attempt {notification.attempts}"
-                text = f"{notification.transition.value} delivered to {notification.channel}{attempt}"
-                _note(connection, notification, now, "delivered", text)
-            return done
+    def sent(self, sending: Sending, owner: str, receipt: Receipt, now: datetime) -> bool:
+        """Mark it delivered, all rows of a digest at once. False when the lease was lost meanwhile and somebody else finished it."""
+        again = "" if sending.attempts == 1 else f", attempt {sending.attempts}"
+        together = f" in a digest of {len(sending.items)}" if isinstance(sending, Digest) else ""
+        values = {"state": "sent", "receipt": receipt_row(receipt), "last_error": None}
+        return self._finish(sending, owner, now, values, "delivered", f" delivered to {sending.channel}{together}{again}")
 
-    def retry(self, notification: Notification, owner: str, reason: str, at: datetime) -> None:
-        """Give a row back for another attempt at that time."""
+    def retry(self, sending: Sending, owner: str, reason: str, at: datetime) -> None:
+        """Give it back for another attempt at that time."""
         values = {"next_attempt_at": at, "lease_until": None, "lease_owner": None, "last_error": reason}
         with self._database.write() as connection:
-            connection.execute(update(outbox).where(_mine(notification.id, owner)).values(values))
+            connection.execute(update(outbox).where(_mine(sending, owner)).values(values))
 
-    def bury(self, notification: Notification, owner: str, reason: str, now: datetime) -> None:
-        """Give up on a row: it stays visible as a dead letter, and the incident's timeline says so."""
-        with self._database.write() as connection:
-            if self._finish(connection, notification.id, now, {"state": "dead", "last_error": reason}, owner):
-                text = f"{notification.transition.value} could not be delivered to {notification.channel}: {reason}"
-                _note(connection, notification, now, "delivery-failed", text)
+    def bury(self, sending: Sending, owner: str, reason: str, now: datetime) -> None:
+        """Give up on it: its rows stay visible as dead letters, and each incident's timeline says so."""
+        values = {"state": "dead", "last_error": reason}
+        self._finish(sending, owner, now, values, "delivery-failed", f" could not be delivered to {sending.channel}: {reason}")
 
     def owners(self) -> tuple[str, ...]:
         """Everybody who holds a lease now."""
@@ -129,16 +105,34 @@ class Outbox:
                 newest_error.label("last_error"),
                 func.max(case((outbox.c.state == "dead", outbox.c.finished_at))).label("newest_dead"),
             )
-            .where(or_(pending, outbox.c.state == "dead"))
+            .where(text(f"outbox.{UNFINISHED}"))
             .group_by(outbox.c.channel)
             .order_by(outbox.c.channel)
         )
         with self._database.read() as connection:
             return tuple(ChannelQueue(**dict(row)) for row in connection.execute(query).mappings())
 
-    def undelivered(self, *, limit: int = 1000) -> tuple[Undelivered, ...]:
-        """Everything that waits or was given up on, the oldest first."""
-        return self._undelivered(outbox.c.state.in_(("pending", "dead")), limit)
+    def undelivered(self, *, incident_id: str | None = None, limit: int = 1000) -> tuple[Undelivered, ...]:
+        """Everything that waits or was given up on, of one incident or of all, the oldest first."""
+        unfinished = text(f"outbox.{UNFINISHED}")
+        return self._undelivered(unfinished if incident_id is None else and_(unfinished, outbox.c.incident_id == incident_id), limit)
+
+    def digests_of(self, incident_id: str) -> tuple[tuple[str, str, int], ...]:
+        """In which digests an incident was told: channel, the digest's key, and how many incidents were in it."""
+        mine = select(outbox.c.channel, outbox.c.digest, func.min(outbox.c.id).label("at"))
+        mine = mine.where(outbox.c.incident_id == incident_id, outbox.c.digest.is_not(None), outbox.c.state == "sent")
+        told = mine.group_by(outbox.c.channel, outbox.c.digest).subquery()
+        same = and_(outbox.c.channel == told.c.channel, outbox.c.digest == told.c.digest, outbox.c.state == "sent")
+        query = select(told.c.channel, told.c.digest, func.count()).join(outbox, same)
+        query = query.group_by(told.c.channel, told.c.digest, told.c.at).order_by(told.c.at)
+        with self._database.read() as connection:
+            return tuple((channel, key, count) for channel, key, count in connection.execute(query))
+
+    def members(self, key: str) -> tuple[str, ...]:
+        """Ids of the incidents that are, or are being, told in a digest; none when there is no such digest."""
+        query = select(outbox.c.incident_id).where(outbox.c.digest == key).distinct()
+        with self._database.read() as connection:
+            return tuple(connection.execute(query).scalars())
 
     def to_reroute(self, channel: str, before: datetime, *, limit: int = 100) -> tuple[Undelivered, ...]:
         """Rows of a channel that failed, were decided before that moment or given up on, and were not handed to another channel yet."""
@@ -146,99 +140,87 @@ class Outbox:
         opens = outbox.c.transition.in_(OPENERS)
         return self._undelivered(and_(outbox.c.channel == channel, failed, opens, outbox.c.fallback_at.is_(None)), limit)
 
-    def revive(self, row_id: int | None, now: datetime) -> int:
-        """Try one row again now, or with None all that wait or were given up on. Returns how many.
+    def revive(self, row: int | str | None, now: datetime) -> int:
+        """Try again now one row, a digest by its key, or with None all that wait or were given up on. Returns how many rows.
 
-        Not what is being sent now, and no beginning of what is over: nobody would hear its end.
+        A row that is told in a digest goes with the whole of it. Not what is being sent now, and no beginning of what is over: nobody
+        would hear its end.
         """
         over = select(incidents.c.id).where(incidents.c.resolved_at.is_not(None))
         dead = and_(outbox.c.state == "dead", or_(outbox.c.transition.not_in(OPENERS), outbox.c.incident_id.not_in(over)))
-        waits = and_(outbox.c.state == "pending", or_(outbox.c.lease_until.is_(None), outbox.c.lease_until <= now))
-        chosen = or_(dead, waits) if row_id is None else and_(or_(dead, waits), outbox.c.id == row_id)
+        able = or_(dead, and_(outbox.c.state == "pending", is_free(now)))
+        if isinstance(row, str):
+            able = and_(able, outbox.c.digest == row)
+        elif row is not None:
+            whole = select(outbox.c.digest).where(outbox.c.id == row, outbox.c.digest.is_not(None))
+            able = and_(able, or_(outbox.c.id == row, outbox.c.digest.in_(whole.scalar_subquery())))
         values = {"state": "pending", "next_attempt_at": now, "finished_at": None, "lease_until": None, "lease_owner": None}
         with self._database.write() as connection:
-            return connection.execute(update(outbox).where(chosen).values(values)).rowcount
+            return connection.execute(update(outbox).where(able).values(values)).rowcount
 
     def _undelivered(self, where: Any, limit: int) -> tuple[Undelivered, ...]:
-        names = ("id", "incident_id", "channel", "state", "created_at", "attempts", "next_attempt_at", "last_error", "transition")
+        names = ("id", "incident_id", "channel", "state", "created_at", "attempts", "next_attempt_at", "last_error", "transition", "digest")
         query = select(*(outbox.c[name] for name in names)).where(where).order_by(outbox.c.id).limit(limit)
         with self._database.read() as connection:
             rows = connection.execute(query).mappings().all()
         return tuple(Undelivered(**{**row, "transition": Transition(row["transition"])}) for row in rows)
 
     def asked(self, since: datetime) -> dict[tuple[Severity, str], int]:
-        """How often each channel was asked to take an incident since that moment, by severity: what is delivered, reminders included."""
+        """How often each channel was asked to take an incident since that moment, by severity: what is delivered, reminders included.
+
+        A digest asks once, whatever is in it.
+        """
         kinds = (outbox.c.severity, outbox.c.channel)
+        once = func.count(func.coalesce(outbox.c.digest, cast(outbox.c.id, Text)).distinct())
         delivered = and_(outbox.c.state == "sent", outbox.c.transition.in_(OPENERS), outbox.c.finished_at >= since)
         with self._database.read() as connection:
-            rows = connection.execute(select(*kinds, func.count()).where(delivered).group_by(*kinds))
+            rows = connection.execute(select(*kinds, once).where(delivered).group_by(*kinds))
             return {(Severity(severity), channel): count for severity, channel, count in rows}
 
     def untried_s(self, now: datetime) -> float:
         """For how long the oldest row that may be sent has been due without an attempt; 0 when there is none."""
-        query = select(func.min(outbox.c.next_attempt_at, type_=outbox.c.next_attempt_at.type)).where(
-            outbox.c.state == "pending", or_(outbox.c.lease_until.is_(None), outbox.c.lease_until <= now), ~_blocked()
-        )
-        with self._database.read() as connection:
-            oldest: datetime | None = connection.execute(query).scalar()
+        oldest = self._soonest(is_free(now))
         return 0.0 if oldest is None else max(0.0, (now - oldest).total_seconds())
 
     def next_due(self, skip: frozenset[str] = frozenset()) -> datetime | None:
         """When the next pending row may be tried, or None when nothing waits; rows of the channels in ``skip`` do not count."""
+        others = outbox.c.channel.not_in(skip)
         later: Any = func.max if self._database.is_sqlite else func.greatest
-        ready = later(outbox.c.next_attempt_at, func.coalesce(outbox.c.lease_until, outbox.c.next_attempt_at))
-        query = select(func.min(ready, type_=outbox.c.next_attempt_at.type)).where(
-            outbox.c.state == "pending", outbox.c.channel.not_in(skip), ~_blocked()
-        )
+        ready = later(outbox.c.next_attempt_at, outbox.c.lease_until)
+        leased = select(func.min(ready, type_=outbox.c.lease_until.type)).where(IS_LEASED, IS_PENDING, others, ~is_blocked())
+        free = self._soonest(outbox.c.lease_until.is_(None), others)
         with self._database.read() as connection:
-            due: datetime | None = connection.execute(query).scalar()
-            return due
+            held: datetime | None = connection.execute(leased).scalar()
+        return min((at for at in (free, held) if at is not None), default=None)
 
-    def _finish(self, connection: Connection, row_id: int, now: datetime, values: dict[str, Any], owner: str | None = None) -> bool:
-        where = and_(outbox.c.id == row_id, outbox.c.state == "pending") if owner is None else _mine(row_id, owner)
-        changes = {"finished_at": now, "lease_until": None, "lease_owner": None, **values}
-        return connection.execute(update(outbox).where(where).values(changes)).rowcount == 1
+    def _soonest(self, *where: Any) -> datetime | None:
+        """When the first of these pending rows is due. Walks the index and stops at the first that no other one holds up."""
+        query = select(outbox.c.next_attempt_at).where(IS_PENDING, *where, ~is_blocked()).order_by(outbox.c.next_attempt_at).limit(1)
+        with self._database.read() as connection:
+            soonest: datetime | None = connection.execute(query).scalar()
+            return soonest
 
-
-def _blocked() -> Any:
-    """Whether an earlier row of the same (incident, channel) is unfinished."""
-    earlier = aliased(outbox)
-    same = (earlier.c.incident_id == outbox.c.incident_id, earlier.c.channel == outbox.c.channel)
-    return select(earlier.c.id).where(*same, earlier.c.id < outbox.c.id, earlier.c.state == "pending").exists()
-
-
-def _mine(row_id: int, owner: str) -> Any:
-    return and_(outbox.c.id == row_id, outbox.c.lease_owner == owner, outbox.c.state == "pending")
-
-
-def _first_receipt(connection: Connection, row: Any) -> Receipt | None:
-    query = (
-        select(outbox.c.receipt)
-        .where(outbox.c.incident_id == row["incident_id"], outbox.c.channel == row["channel"], outbox.c.state == "sent")
-        .order_by(outbox.c.id)
-        .limit(1)
-    )
-    return receipt_of(connection.execute(query).scalar())
+    def _finish(self, sending: Sending, owner: str, now: datetime, values: dict[str, Any], kind: str, words: str) -> bool:
+        """Rows and timelines, a statement each however many there are. ``words`` follow the transition's name."""
+        mine = _mine(sending, owner)
+        said = select(
+            outbox.c.incident_id,
+            literal(now, timeline.c.at.type),
+            literal(kind, timeline.c.kind.type),
+            outbox.c.transition + literal(words, timeline.c.text.type),
+            literal("monitor", timeline.c.actor.type),
+        )
+        with self._database.write() as connection:
+            into = insert(timeline).from_select(["incident_id", "at", "kind", "text", "actor"], said.where(mine).order_by(outbox.c.id))
+            connection.execute(into)
+            changes = {"finished_at": now, "lease_until": None, "lease_owner": None, **values}
+            return connection.execute(update(outbox).where(mine).values(changes)).rowcount > 0
 
 
-def _notification(connection: Connection, row: Any, first: Receipt | None, external_url: str) -> Notification:
-    found = connection.execute(select(incidents).where(incidents.c.id == row["incident_id"])).mappings().one()
-    incident = incident_of(found)
-    return Notification(
-        id=row["id"],
-        incident=incident,
-        transition=Transition(row["transition"]),
-        channel=row["channel"],
-        dedup_key=row["dedup_key"],
-        reason=row["reason"],
-        created_at=row["created_at"],
-        attempts=row["attempts"] + 1,
-        links=(Link("Incident", f"{external_url}/incidents/{incident.id}"),),
-        first_receipt=first,
-    )
-
-
-def _note(connection: Connection, notification: Notification, now: datetime, kind: str, text: str) -> None:
-    entry = TimelineEntry(notification.incident.id, now, kind, text)
-    row = {"incident_id": entry.incident_id, "at": entry.at, "kind": entry.kind, "text": entry.text, "actor": entry.actor}
-    connection.execute(insert(timeline).values(row))
+def _mine(sending: Sending, owner: str) -> Any:
+    """The rows of a sending that are still leased to this owner."""
+    if isinstance(sending, Digest):
+        rows = and_(outbox.c.digest == sending.key, outbox.c.channel == sending.channel)
+    else:
+        rows = outbox.c.id == sending.id
+    return and_(rows, outbox.c.lease_owner == owner, IS_PENDING)

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import RowMapping as Row
 
 from monitor.domain import (
+    DigestItem,
     EscalationStep,
     Incident,
     IncidentState,
@@ -17,6 +18,7 @@ from monitor.domain import (
     Severity,
     Silence,
     TimelineEntry,
+    Transition,
 )
 
 
@@ -80,6 +82,14 @@ def receipt_row(receipt: Receipt) -> dict[str, object]:
 
 def receipt_of(value: Mapping[str, Any] | None) -> Receipt | None:
     return None if value is None else Receipt(value["reference"], _labels(value["detail"]))
+
+
+def digest_item_of(row: Any) -> DigestItem:
+    """By position, in the order of the fields: thousands are made at once."""
+    return DigestItem(
+        row[0], Transition(row[1]), row[2], row[3], row[4], row[5], Severity(row[6]), IncidentState(row[7]), row[8], row[9],
+        tuple(row[10]), row[11], row[12], row[13], row[14], row[15],
+    )  # fmt: skip
 
 
 def _labels(value: list[list[str]]) -> Labels:

@@ -142,6 +142,11 @@ timeline = Table(
     Column("actor", Text, nullable=False),
 )
 
+PENDING = "state = 'pending'"
+UNFINISHED = "state IN ('pending', 'dead')"
+LEASED = "lease_until IS NOT NULL"
+"""Conditions of partial indexes. Queries spell them with the same literals: a bound value would not be seen to imply them."""
+
 outbox = Table(
     "outbox",
     metadata,
@@ -162,7 +167,11 @@ outbox = Table(
     Column("last_error", Text),
     Column("receipt", JSON),
     Column("fallback_at", Moment),
-    Index("outbox_pending", "next_attempt_at", sqlite_where=text("state = 'pending'"), postgresql_where=text("state = 'pending'")),
+    Column("digest", Text),  # of the sending it is told in together with others: "digest-…", or "digest-…/…" for what follows
+    Index("outbox_due", "next_attempt_at", "channel", sqlite_where=text(PENDING), postgresql_where=text(PENDING)),
+    Index("outbox_unfinished", "channel", sqlite_where=text(UNFINISHED), postgresql_where=text(UNFINISHED)),
+    Index("outbox_leased", "lease_until", sqlite_where=text(LEASED), postgresql_where=text(LEASED)),
+    Index("outbox_digest", "digest", sqlite_where=text("digest IS NOT NULL"), postgresql_where=text("digest IS NOT NULL")),
     Index("outbox_by_key", "incident_id", "channel", "id"),
 )
 

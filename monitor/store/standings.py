@@ -18,7 +18,7 @@ def standings(connection: Connection, channel: str, chosen: Iterable[Incident]) 
     """Of these incidents, those that this channel was told of and owes nothing more."""
     chosen = tuple(chosen)
     found: list[Standing] = []
-    columns = [outbox.c[name] for name in ("incident_id", "state", "transition", "finished_at", "receipt")]
+    columns = [outbox.c[name] for name in ("incident_id", "state", "transition", "finished_at", "receipt", "digest")]
     for start in range(0, len(chosen), CHUNK):
         part = {incident.id: incident for incident in chosen[start : start + CHUNK]}
         query = (
@@ -46,4 +46,4 @@ def _standing(incident: Incident, channel: str, rows: Sequence[Any]) -> Standing
         return None
     first = receipt_of(sent[0].receipt)
     assert first is not None
-    return Standing(incident, channel, first, Transition(sent[-1].transition), sent[-1].finished_at)
+    return Standing(incident, channel, first, Transition(sent[-1].transition), sent[-1].finished_at, sent[0].digest)

@@ -137,6 +137,7 @@ async def test_a_provider_that_fails_is_asked_again_in_order_and_disturbs_no_oth
         await world.look(switch.subject, 2)
         await until(lambda: well.said() == ["triggered", "resolved"])
         assert sick.said() == []
+        await until(lambda: len(world.store.outbox.queues()) == 1)
         (queue,) = world.store.outbox.queues()
         assert (queue.pending, queue.last_error) == (2, "429: slow down")
         sick.answer = None

@@ -31,6 +31,7 @@ from monitor.domain import (
 )
 from monitor.errors import StoreError, UsageError
 from monitor.store import Causes, Store
+from monitor.store.claims import Claimant, Voice
 from services.cluster import Cluster
 from tests.conftest import fresh_database
 
@@ -68,7 +69,10 @@ def put(store: Store, seen: CheckResult, now: datetime = T0) -> None:
 
 
 def claim(store: Store, now: datetime = T0, owner: str = "me", skip: frozenset[str] = frozenset()) -> list[Notification]:
-    return store.outbox.claim(owner, now, lease_s=60, limit=10, skip=skip, external_url="http://monitor")
+    voices = dict.fromkeys(skip, Voice(0))
+    sends = store.outbox.claim(Claimant(owner, now, 60, "http://monitor"), voices, Voice(10)).sends
+    assert all(isinstance(sending, Notification) for sending in sends)
+    return [sending for sending in sends if isinstance(sending, Notification)]
 
 
 def test_a_decision_survives_closing_and_opening(url: str) -> None:

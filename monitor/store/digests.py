@@ -1,0 +1,84 @@
+"""Digests in the store: what is in one, how its incidents stand, who belongs to one."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Connection, Select, func, select
+
+from monitor.domain import DigestItem, IncidentState, Severity, Tally
+from monitor.store.rows import digest_item_of
+from monitor.store.schema import incidents, outbox
+
+WORST = 12
+
+_ITEM = (
+    outbox.c.id.label("row"),
+    outbox.c.transition,
+    outbox.c.reason,
+    *(
+        incidents.c[name]
+        for name in (
+            "id", "code", "service", "severity", "state", "title", "summary", "evidence", "first_step", "opened_at", "resolved_at",
+            "acked_by", "asked",
+        )
+    ),
+)  # fmt: skip
+
+
+def items(connection: Connection, where: Any) -> tuple[DigestItem, ...]:
+    """Rows with their incidents, the worst and oldest first."""
+    return tuple(digest_item_of(row) for row in connection.execute(_items(where)))
+
+
+def tally(connection: Connection, channel: str, home: str) -> Tally:
+    """How the incidents stand that were first told in a digest that arrived."""
+    member = (outbox.c.channel == channel, outbox.c.digest == home, outbox.c.state == "sent")
+    kinds = (incidents.c.state, incidents.c.severity, incidents.c.service)
+    query = select(*kinds, func.count(), func.max(incidents.c.asked)).join(outbox, outbox.c.incident_id == incidents.c.id)
+    counts = [tuple(row) for row in connection.execute(query.where(*member).group_by(*kinds))]
+    open_ones = incidents.c.state != IncidentState.RESOLVED.value
+    live = any(state != IncidentState.RESOLVED.value for state, *_ in counts)
+    where = (*member, open_ones) if live else member
+    shown = tuple(digest_item_of(row) for row in connection.execute(_items(*where).limit(WORST)))
+    return _tally(counts, shown)
+
+
+def tally_of(found: tuple[DigestItem, ...]) -> Tally:
+    """How the incidents of a new digest stand."""
+    kinds = Counter((item.state.value, int(item.severity), item.service) for item in found)
+    asked = max(item.asked for item in found)
+    live = [item for item in found if item.state is not IncidentState.RESOLVED]
+    return _tally([(*kind, count, asked) for kind, count in kinds.items()], tuple((live or found)[:WORST]))
+
+
+def _tally(counts: Iterable[tuple[str, int, str, int, int]], worst: tuple[DigestItem, ...]) -> Tally:
+    counts = list(counts)
+    states: Counter[str] = Counter()
+    for state, _, _, count, _ in counts:
+        states[state] += count
+    unresolved = states[IncidentState.OPEN.value] + states[IncidentState.ACKED.value]
+    severities: Counter[int] = Counter()
+    services: Counter[str] = Counter()
+    for state, severity, service, count, _ in counts:
+        if not unresolved or state != IncidentState.RESOLVED.value:
+            severities[severity] += count
+            services[service] += count
+    return Tally(
+        total=states.total(),
+        open=states[IncidentState.OPEN.value],
+        acked=states[IncidentState.ACKED.value],
+        severities=tuple((Severity(severity), count) for severity, count in sorted(severities.items())),
+        services=tuple(sorted(services.items(), key=lambda one: (-one[1], one[0]))),
+        worst=worst,
+        asked=max(asked for *_, asked in counts),
+    )
+
+
+def _items(*where: Any) -> Select[Any]:
+    return (
+        select(*_ITEM)
+        .join(incidents, incidents.c.id == outbox.c.incident_id)
+        .where(*where)
+        .order_by(incidents.c.severity, incidents.c.opened_at, outbox.c.id)
+    )
