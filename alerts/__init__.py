@@ -8,15 +8,17 @@ from alerts.pagerduty import pagerduty
 from alerts.slack import slack
 from alerts.tickets import github, jira
 from alerts.webhook import webhook
-from monitor.domain import Notification, Receipt
+from monitor.domain import Digest, Notification, Receipt
 from monitor.errors import DeliveryError
-from monitor.plugins import AnyNotifier, Notifier, NotifyContext, PluginConfig, Secret, notifier
+from monitor.plugins import AnyNotifier, Digesting, Notifier, NotifyContext, PluginConfig, Secret, notifier
 
 BUILTINS: tuple[AnyNotifier, ...] = (pagerduty, slack, email, github, jira, webhook)
 
 __all__ = [
     "BUILTINS",
     "DeliveryError",
+    "Digest",
+    "Digesting",
     "Notification",
     "Notifier",
     "NotifyContext",

@@ -157,3 +157,18 @@ async def test_any_junk_is_refused_without_a_traceback(doors: Doors) -> None:
         right = hmac.new(WEBHOOK.encode(), body, hashlib.sha256).hexdigest()
         answer = await doors.http.post("/pagerduty/webhook", content=body, headers={"X-PagerDuty-Signature": f"v1={right}"})
         assert answer.status_code == 400
+
+
+async def test_a_digest_acknowledged_in_pagerduty_or_slack_takes_its_incidents(doors: Doors) -> None:
+    assert (await doors.pagerduty("incident.acknowledged", event_id="e1", incident_key="digest-none")).status_code == 200
+    assert doors.incident.state is IncidentState.OPEN
+    with doors.store._database.write() as connection:  # one incident makes no digest by itself
+        connection.exec_driver_sql("UPDATE outbox SET digest = 'digest-0a1b'")
+    assert (
+        await doors.pagerduty("incident.reassigned", event_id="e2", incident_key="digest-0a1b.2", assignees=[{"summary": "Cleo"}])
+    ).is_success
+    assert "now assigned to Cleo" in doors.history()
+    assert (await doors.pagerduty("incident.acknowledged", event_id="e3", incident_key="digest-0a1b")).status_code == 200
+    assert (doors.incident.state, doors.incident.acked_by) == (IncidentState.ACKED, "Ben (PagerDuty)")
+    assert (await doors.slack("acknowledge", "digest-0a1b")).status_code == 200
+    assert (await doors.slack("acknowledge", "digest-none")).status_code == 404

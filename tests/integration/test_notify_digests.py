@@ -24,7 +24,8 @@ from alerts.digest_text import SHOWN, by_service, digest_text
 from alerts.email import EmailConfig, email_digest, render_digest
 from alerts.fingerprint import fingerprint
 from alerts.message import compose
-from alerts.pagerduty import PagerDutyConfig, digest_event, incident_of_key, pagerduty_digest
+from alerts.pagerduty import PagerDutyConfig, digest_event, pagerduty_digest
+from alerts.pagerduty_incidents import incident_of_key
 from alerts.slack import SlackConfig, slack_digest
 from alerts.slack_digest import build_digest_card, digest_thread_line
 from alerts.webhook import BODY_BYTES, WebhookConfig, digest_bodies, payload, webhook_digest
