@@ -244,7 +244,7 @@ class App:
 
     async def _close(self) -> None:
         try:
-            await self._engine.flush()
+            await self._engine.flush(whole=True)
         except StoreError as exc:
             log.error("the newest history is lost", error=str(exc))
         await self._outside.close()

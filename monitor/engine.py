@@ -15,7 +15,7 @@ import structlog
 from alerts import escalation
 from alerts.decide import Known, Policy, decide, groups_of, next_look_s, retire, settle
 from alerts.flapping import is_flapping
-from alerts.muting import Muting
+from alerts.muting import EXPIRED_KEPT, Muting
 from alerts.posted import INSTANCE
 from monitor.clock import Clock
 from monitor.config.settings import CheckInstance, Settings
@@ -23,8 +23,10 @@ from monitor.domain import Alert, AlertPolicy, AlertState, CheckResult, Decision
 from monitor.errors import StoreError
 from monitor.memory import Memory
 from monitor.plugins import one_line
+from monitor.policies import causes_of, policy_of
 from monitor.runner import Runner
-from monitor.store import Causes, Store, StoreThread
+from monitor.store import Store, StoreThread
+from monitor.stretches import Stretches
 
 TICK_S = 1.0
 PRUNE_EVERY_S = 3600.0
@@ -79,6 +81,7 @@ class Engine:
         self._unquiet: set[str] = set()
         self.flapping: set[str] = set()
         """Keys of the instances that swing between good and bad."""
+        self._stretches = Stretches()
         self._unsaved: deque[CheckResult] = deque(maxlen=MAX_UNSAVED)
         self._next_prune = clock.monotonic()
         self.each_round: Callable[[], Awaitable[None]] = _nothing
@@ -100,6 +103,7 @@ class Engine:
         for key in self.latest.keys() - self._keys:
             del self.latest[key], self.recent[key]
             self.flapping.discard(key)
+        self._stretches.adopt(self._keys)
 
     async def run(self, instance: CheckInstance) -> float | None:
         """Run one check and commit what it changes. Returns in how many seconds a look out of turn would settle something sooner."""
@@ -111,7 +115,9 @@ class Engine:
         self._watch_flapping(instance.key)
         self._unsaved.append(result)
         self._on_result(result)
-        if result.outcome is Outcome.OK and instance.key not in self._unquiet:
+        quiet = result.outcome is Outcome.OK and instance.key not in self._unquiet
+        self._stretches.see(instance, result, quiet=quiet)
+        if quiet:
             return None
         try:
             return await self._commit(instance, result)
@@ -135,14 +141,20 @@ class Engine:
             self.last_round = self._clock.monotonic()
             await asyncio.sleep(TICK_S)
 
-    async def flush(self) -> None:
-        """Write the history collected so far. Raises ``StoreError``, keeping what was not written."""
+    async def flush(self, *, whole: bool = False) -> None:
+        """Write the history collected so far; ``whole`` leaves none for later. Raises ``StoreError``, keeping what was not written."""
         batch = list(self._unsaved)
         self._unsaved.clear()
         try:
             await self._thread(self._store.history.record, batch)
         except StoreError:
             self._unsaved = deque([*batch, *self._unsaved], maxlen=MAX_UNSAVED)
+            raise
+        stretches = self._stretches.take(self._clock.monotonic(), whole=whole)
+        try:
+            await self._thread(self._store.stretches.save, stretches)
+        except StoreError:
+            self._stretches.give_back(stretches)
             raise
         entries = self._memory.take_unsaved()
         try:
@@ -153,9 +165,6 @@ class Engine:
 
     async def _commit(self, instance: CheckInstance, result: CheckResult) -> float | None:
         now = self._clock.now()
-        since = now - timedelta(seconds=instance.linger_s) if instance.linger_s else None
-        causes = Causes(services=instance.upstream, instances=instance.depends_on, since=since)
-
         again_s: float | None = None
 
         def judge() -> Decision:
@@ -170,7 +179,7 @@ class Engine:
                 again_s = next_look_s(known, decided, instance.key, instance.policy, now)
                 return decided
 
-            return self._store.incidents.decide(instance.key, groups_of(result), look, now, causes)
+            return self._store.incidents.decide(instance.key, groups_of(result), look, now, causes_of(instance, now))
 
         self._unquiet.add(instance.key)  # before: whatever fails from here on, the next good run is looked at
         decided = await self._thread(judge)
@@ -255,7 +264,8 @@ class Engine:
         before = self._clock.now() - timedelta(days=self.settings.history_days)
         await self._thread(self._store.incidents.prune, before)
         await self._thread(self._store.history.prune, before)
-        await self._thread(self._store.silences.prune, self._clock.now())
+        await self._thread(self._store.stretches.prune, before)
+        await self._thread(self._store.silences.prune, min(before, self._clock.now() - EXPIRED_KEPT))
         self._memory.retain(dict.fromkeys(self._keys))
         await self._thread(self._store.kept.retain, self._keys)
         self._next_prune = self._clock.monotonic() + PRUNE_EVERY_S
@@ -273,8 +283,7 @@ class Engine:
 
     def policy(self, alert: AlertPolicy) -> Policy:
         """What the configuration says about everybody who may have to hear, without what mutes."""
-        settings = self.settings
-        return Policy(alert=alert, chains=settings.escalation, guides=self._guides, people=settings.people, responses=settings.responses)
+        return policy_of(self.settings, self._guides, alert)
 
     def announce(self, decided: Decision) -> None:
         """Log what was committed, and wake delivery when it queued something."""

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from alerts.matchers import matches, show_matcher
-from alerts.muting import Muting, describe, match_labels, state_of
+from alerts.muting import EXPIRED_KEPT, Muting, describe, match_labels, state_of
 from alerts.silences import expire, make
 from monitor.cli.effects import Present, print_effect
 from monitor.cli.listing import complete_silence, group
@@ -63,7 +63,7 @@ def register(app: typer.Typer) -> None:
         now = SystemClock().now()
         store = open_store(config)
         try:
-            found = store.silences.list(since=None if every else now)
+            found = store.silences.list(since=now - EXPIRED_KEPT if every else now)
             firing = store.incidents.firing()
         finally:
             store.close()

@@ -127,3 +127,5 @@ class CheckResult:
     duration_s: float
     observed: Observed = Observed()
     error: str | None = None
+    said: Observed | None = None
+    """What the check itself said, where severity rules have judged it otherwise."""

@@ -9,6 +9,7 @@ from monitor.store.kept import KeptStore
 from monitor.store.knowing import Causes
 from monitor.store.outbox import ChannelQueue, Outbox
 from monitor.store.silences import SilenceStore
+from monitor.store.stretches import StretchStore
 from monitor.store.thread import StoreThread
 
 
@@ -33,6 +34,7 @@ class Store:
         self.kept = KeptStore(self._database)
         self.heartbeats = HeartbeatStore(self._database)
         self.silences = SilenceStore(self._database)
+        self.stretches = StretchStore(self._database)
         self.journal = AuditJournal(self._database)
 
     def probe(self) -> None:
@@ -57,6 +59,7 @@ __all__ = [
     "SilenceStore",
     "Store",
     "StoreThread",
+    "StretchStore",
     "hour_of",
     "open_readable",
 ]

@@ -189,6 +189,22 @@ run_hours = Table(
     Column("duration_max_s", Float, nullable=False),
 )
 
+stretches = Table(
+    "stretches",
+    metadata,
+    Column("instance", Text, primary_key=True),
+    Column("first_at", Moment, primary_key=True),
+    Column("last_at", Moment, nullable=False),
+    Column("runs", Integer, nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("findings", Text, nullable=False),
+    Column("error", Text, nullable=False),
+    Column("early", Text, nullable=False),
+    Column("shape", String(16), nullable=False),
+    Column("starts", Boolean, nullable=False),
+    Index("stretches_last", "last_at"),
+)
+
 kept = Table(
     "kept",
     metadata,

@@ -4,7 +4,6 @@ from datetime import datetime
 
 from sqlalchemy import delete, insert, select, update
 
-from alerts.muting import EXPIRED_KEPT
 from monitor.domain import Silence
 from monitor.errors import UsageError
 from monitor.store.database import Database
@@ -42,7 +41,7 @@ class SilenceStore:
                 if connection.execute(update(silences).where(silences.c.id == silence.id).values(row)).rowcount == 0:
                     connection.execute(insert(silences).values(row))
 
-    def prune(self, now: datetime) -> None:
-        """Forget what expired long ago."""
+    def prune(self, before: datetime) -> None:
+        """Forget what expired before that moment."""
         with self._database.write() as connection:
-            connection.execute(delete(silences).where(silences.c.ends_at < now - EXPIRED_KEPT))
+            connection.execute(delete(silences).where(silences.c.ends_at < before))

@@ -32,6 +32,7 @@ from monitor.domain import (
 from monitor.errors import StoreError, UsageError
 from monitor.store import Causes, Store
 from monitor.store.claims import Claimant, Voice
+from monitor.stretches import Seen, Stretch
 from services.cluster import Cluster
 from tests.conftest import fresh_database
 
@@ -218,6 +219,18 @@ def test_history_adds_up_and_is_pruned(store: Store) -> None:
     assert count.ok + count.blind == 30
 
 
+def test_a_stretch_grows_in_place_and_is_pruned_by_its_end(store: Store) -> None:
+    seen = (Seen("Down", (("port", "1"),), Severity.P1, None, None, "down"), Seen("Full", (), Severity.P3, Severity.P2, 91.5, "full"))
+    bad = Stretch("http/auth", T0, T0, 1, Outcome.FOUND, seen, "", (), "abc", starts=True)
+    blind = Stretch("http/auth", T0 + timedelta(hours=2), T0 + timedelta(hours=2), 1, Outcome.BLIND, (), "refused", (), "abc", starts=False)
+    store.stretches.save([bad, blind])
+    longer = replace(bad, last_at=T0 + timedelta(hours=1), runs=3, early=(2_000_000, 3_600_000_000))
+    store.stretches.save([bad, longer])
+    assert list(store.stretches.all()) == [longer, blind]
+    store.stretches.prune(T0 + timedelta(hours=1, seconds=1))
+    assert list(store.stretches.all()) == [blind]
+
+
 def test_a_report_period_is_wanted_once_and_sent_once(store: Store) -> None:
     store.reports.want("daily/2026-03-01", T0)
     store.reports.want("daily/2026-03-01", T0)
@@ -318,7 +331,7 @@ def test_silences_are_kept_whole_found_by_a_beginning_and_forgotten_in_time(stor
     assert store.silences.find(second.id[:13]).ends_at == T0 + timedelta(minutes=1)
     with pytest.raises(UsageError, match="no silence"):
         store.silences.find("zzz")
-    store.silences.prune(T0 + timedelta(hours=121))
+    store.silences.prune(T0 + timedelta(hours=1))
     assert store.silences.list() == (first,)
 
 
