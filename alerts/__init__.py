@@ -3,6 +3,7 @@
 Re-exports the contract, for authors of notifiers; ``BUILTINS`` lists the notifiers that ship.
 """
 
+from alerts.alertmanager import alertmanager
 from alerts.email import email
 from alerts.pagerduty import pagerduty
 from alerts.slack import slack
@@ -12,7 +13,7 @@ from monitor.domain import Digest, Notification, Receipt
 from monitor.errors import DeliveryError
 from monitor.plugins import AnyNotifier, Digesting, Notifier, NotifyContext, PluginConfig, Secret, notifier
 
-BUILTINS: tuple[AnyNotifier, ...] = (pagerduty, slack, email, github, jira, webhook)
+BUILTINS: tuple[AnyNotifier, ...] = (pagerduty, slack, email, github, jira, webhook, alertmanager)
 
 __all__ = [
     "BUILTINS",

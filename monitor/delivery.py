@@ -9,6 +9,7 @@ import random
 import socket
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -18,7 +19,7 @@ import structlog
 from alerts.digesting import Manner, Spoken
 from monitor.clock import Clock
 from monitor.config.settings import Channel, Settings
-from monitor.domain import Digest, Receipt
+from monitor.domain import Digest, Notification, Receipt
 from monitor.errors import DeliveryError, StoreError
 from monitor.plugins import NotifyContext, one_line
 from monitor.store import Store, StoreThread
@@ -141,6 +142,9 @@ class Delivery:
         try:
             if channel is None:
                 raise DeliveryError(f"channel {sending.channel!r} is no longer configured", retryable=False)
+            if channel.notifier.wants_labels and isinstance(sending, Notification) and sending.first_receipt is None:
+                labels = await self._thread(self._store.incidents.common_labels, sending.incident.group)
+                sending = replace(sending, labels=labels)
             receipt = await send(channel, sending, self._clock)
         except DeliveryError as exc:
             await self._fail(sending, exc)

@@ -197,6 +197,7 @@ class Notifier(Generic[ConfigT]):
     """How many notifications the provider takes in a minute through one channel, by its published limit."""
     digest: Digesting[ConfigT] | None = None
     upkeep: Upkeep | None = None
+    wants_labels: bool = False
 
 
 AnyNotifier = Notifier[Any]
@@ -209,6 +210,7 @@ def notifier(
     per_minute: float | None = None,
     digest: Digesting[ConfigT] | None = None,
     upkeep: Upkeep | None = None,
+    wants_labels: bool = False,
 ) -> Callable[[Callable[[NotifyContext, ConfigT, Notification], Awaitable[Receipt]]], Notifier[ConfigT]]:
     """Declare ``async def send(ctx, cfg, notification) -> Receipt`` a notifier.
 
@@ -218,7 +220,7 @@ def notifier(
 
     def declare(send: Callable[[NotifyContext, ConfigT, Notification], Awaitable[Receipt]]) -> Notifier[ConfigT]:
         text = (send.__doc__ or "").strip()
-        return Notifier(name=name, help=text, config=config, send=send, per_minute=per_minute, digest=digest, upkeep=upkeep)
+        return Notifier(name, text, config, send, per_minute, digest, upkeep, wants_labels)
 
     return declare
 

@@ -29,6 +29,8 @@ SETTLED = timedelta(seconds=60)
 """Providers take notifications and work on them later: what was sent less long ago is not judged."""
 OVER_SHOWN = timedelta(hours=24)
 """How long after its end an incident is still looked at."""
+MOST_STANDINGS = 5000
+"""Incidents looked at in one round, the worst first."""
 MOST_PAGES = 20
 """Pages sent again in one round; should the far side have forgotten everything, the others wait for the next."""
 FAILING_AFTER = 3
@@ -109,7 +111,7 @@ class UpkeepLoop:
 
     async def _run(self, channel: Channel) -> tuple[Sighting, ...]:
         now = self._clock.now()
-        known = await self._thread(self._store.incidents.standings, channel.name, now - OVER_SHOWN)
+        known = await self._thread(self._store.incidents.standings, channel.name, now - OVER_SHOWN, MOST_STANDINGS)
         settled = tuple(standing for standing in known if standing.last_at <= now - SETTLED)
         upkeep = channel.notifier.upkeep
         assert upkeep is not None

@@ -22,6 +22,7 @@ from monitor.domain import (
     EscalationStep,
     Incident,
     IncidentState,
+    Labels,
     Link,
     Notification,
     Receipt,
@@ -62,6 +63,7 @@ def notification(
     row: int = 1,
     first: Receipt | None = None,
     links: tuple[Link, ...] | None = None,
+    labels: Labels = (),
     **incident: Any,
 ) -> Notification:
     values: dict[str, Any] = {
@@ -97,6 +99,7 @@ def notification(
         attempts=0,
         links=page if links is None else links,
         first_receipt=first,
+        labels=labels,
     )
 
 

@@ -42,6 +42,8 @@ class Notification:
     links: tuple[Link, ...] = ()
     first_receipt: Receipt | None = None
     """Receipt of the first notification of this incident on this channel, if one was delivered."""
+    labels: Labels = ()
+    """What the labels of the incident's alerts have in common; only in the first one for a notifier that wants them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, delete, func, or_, select, update
 
 from alerts.decide import Known
 from alerts.escalation import join
-from monitor.domain import Alert, AlertState, Decision, Incident, IncidentState, Severity, Standing, TimelineEntry
+from monitor.domain import Alert, AlertState, Decision, Incident, IncidentState, Labels, Severity, Standing, TimelineEntry
 from monitor.errors import UsageError
 from monitor.store.database import Database
 from monitor.store.knowing import (
@@ -97,7 +97,7 @@ class IncidentStore:
                 self._saving.save(connection, decided, now)
             return decided
 
-    def standings(self, channel: str, since: datetime, limit: int = 1000) -> tuple[Standing, ...]:
+    def standings(self, channel: str, since: datetime, limit: int) -> tuple[Standing, ...]:
         """What a channel was told of and owes nothing more: of what is not over, and of what ended since then; the worst first."""
         with self._database.read() as connection:
             chosen = candidates(connection, since, limit)
@@ -151,6 +151,12 @@ class IncidentStore:
         """The alerts of one group that fire now."""
         with self._database.read() as connection:
             return tuple(read_alerts(connection, _FIRING, ALERTS.c.group_key == group))
+
+    def common_labels(self, group: str) -> Labels:
+        """What the labels of the alerts of one group that fire now, its own before those of its guests, have in common."""
+        firing = self.firing_in(group)
+        own = [alert for alert in firing if alert.home == group] or list(firing)
+        return tuple(pair for pair in own[0].labels if all(pair in alert.labels for alert in own)) if own else ()
 
     def lapsed(self, now: datetime, limit: int) -> tuple[Alert, ...]:
         """Foreign alerts that fire though their end has come, so many at most."""
