@@ -228,9 +228,10 @@ async def test_a_monitor_feeds_another_one_which_does_not_feed_on(tmp_path: Path
     far.mkdir()
     authority = Authority.create(far)
     config = write_config(far, target=target.url, pager_url="https://127.0.0.1:1", ca_file=authority.ca_file, port=port, token=TOKEN)
-    async with AsyncExitStack() as stack, child(far, "run", "--config", str(config)) as process:
-        await target.up()
+    await target.up()
+    async with AsyncExitStack() as stack:
         stack.push_async_callback(target.down)
+        process = await stack.enter_async_context(child(far, "run", "--config", str(config)))
         await ready(port, process, far)
         store = Store(f"sqlite:///{far / 'state' / 'monitor.db'}")
         async with fed(tmp_path, (f"http://127.0.0.1:{port}",), bearer=SecretStr(TOKEN)) as one:
