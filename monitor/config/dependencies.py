@@ -45,7 +45,9 @@ def resolve_checks(document: Document, instances: tuple[CheckInstance, ...]) -> 
     for key, others in direct.items():
         if any(key in _reach(other, direct) for other in others):
             document.add(("checks", keys[key].name, "depends_on"), "these checks depend on each other in a circle")
-    return tuple(replace(instance, depends_on=frozenset(direct.get(instance.key, ()))) for instance in instances)
+    return tuple(
+        replace(instance, depends_on=frozenset(direct[instance.key])) if instance.key in direct else instance for instance in instances
+    )
 
 
 def _meant(name: str, instance: CheckInstance, keys: Mapping[str, CheckInstance]) -> Iterator[str]:

@@ -4,10 +4,9 @@ Owns the latest samples of every check instance and the monitor's own series. Us
 """
 
 import platform
-from collections import Counter
 from collections.abc import Iterable
 
-from monitor.domain import CheckResult, Metric, Outcome, Sample
+from monitor.domain import CheckResult, Metric, Sample
 from monitor.metrics import names
 from monitor.metrics.family import Family, Values, escape
 
@@ -32,7 +31,6 @@ class Exposition:
         self._cap = series_per_family
         self._families: dict[str, Family] = {}
         self._of_instance: dict[str, tuple[Family, ...]] = {}
-        self._runs: dict[str, Counter[Outcome]] = {}
         self._subjects: dict[str, _Subject] = {}
         self._own: dict[Metric, Values] = {}
         self._changed: set[Metric] = set()
@@ -52,13 +50,11 @@ class Exposition:
         for sample in result.observed.samples:
             if not _group(grouped, sample):
                 self._count_dropped(sample.metric.name, 1)
-        runs = self._runs.setdefault(result.instance, Counter())
-        runs[result.outcome] += 1
         shown = [self._show(result.instance, metric, _SUBJECT, values, _subject(result)) for metric, values in grouped.values()]
         subject = self._subjects.get(result.instance)
         if subject is None:
             subject = self._subjects[result.instance] = _Subject(_name(result), result.service)
-        shown += [self._show(result.instance, metric, (), values, "") for metric, values in subject.about(result, runs)]
+        shown += [self._show(result.instance, metric, (), values, "") for metric, values in subject.about(result)]
         families = tuple(family for family in shown if family is not None)
         for family in self._of_instance.get(result.instance, ()):
             if family not in families:
@@ -70,7 +66,6 @@ class Exposition:
         """Show nothing of an instance any more, because the configuration no longer has it."""
         for family in self._of_instance.pop(instance, ()):
             family.forget(instance)
-        self._runs.pop(instance, None)
         self._subjects.pop(instance, None)
         self._text = None
 
@@ -159,16 +154,20 @@ def _group(grouped: dict[str, _Batch], sample: Sample) -> bool:
 class _Subject:
     """One instance in the label values that all its results share, and what is shown of every run, whatever the check."""
 
-    __slots__ = ("_outcomes", "_subject")
+    __slots__ = ("_outcomes", "_runs", "_subject")
 
     def __init__(self, check: str, service: str) -> None:
         self._subject = (check, service)
-        self._outcomes = tuple((outcome, (check, service, outcome.value)) for outcome in names.OUTCOMES)
+        self._outcomes = tuple((check, service, outcome.value) for outcome in names.OUTCOMES)
+        self._runs = [0] * len(names.OUTCOMES)
 
-    def about(self, result: CheckResult, runs: Counter[Outcome]) -> tuple[_Batch, ...]:
+    def about(self, result: CheckResult) -> tuple[_Batch, ...]:
+        """Count the run, and show it."""
+        self._runs[names.OUTCOMES.index(result.outcome)] += 1
+        was = [float(outcome is result.outcome) for outcome in names.OUTCOMES]
         return (
-            (names.CHECK_OUTCOME, {labels: float(outcome is result.outcome) for outcome, labels in self._outcomes}),
+            (names.CHECK_OUTCOME, dict(zip(self._outcomes, was, strict=True))),
             (names.CHECK_DURATION, {self._subject: result.duration_s}),
             (names.CHECK_LAST_RUN, {self._subject: result.started_at.timestamp()}),
-            (names.CHECK_RUNS, {labels: float(runs[outcome]) for outcome, labels in self._outcomes}),
+            (names.CHECK_RUNS, dict(zip(self._outcomes, map(float, self._runs), strict=True))),
         )

@@ -46,7 +46,7 @@ class Family:
         self._writable = bool(_NAME.fullmatch(metric.name)) and len(set(labels)) == len(labels) and all(map(_LABEL.fullmatch, labels))
         self._cap = inf if cap is None else cap
         self._names: dict[str, _Names] = {}
-        self._unwritten: dict[str, Values] = {}
+        self._unwritten: dict[str, tuple[float, ...]] = {}
         self._blocks: dict[str, str] = {}
         help_text = _UNSAFE_IN_HELP.sub(_replacement, metric.help)
         self._head = f"# HELP {metric.name} {help_text}\n# TYPE {metric.name} {metric.kind}\n"
@@ -57,15 +57,12 @@ class Family:
         return self._writable and added == self._added and (metric is self._metric or metric == self._metric)
 
     def replace(self, instance: str, values: Values, given: str) -> int:
-        """Show exactly ``values`` for the instance; ``given`` is its written label in front.
-
-        Keeps ``values``. Returns how many series were left out.
-        """
+        """Show exactly ``values`` for the instance; ``given`` is its written label in front. Returns how many series were left out."""
         known = self._names.get(instance)
         labels = tuple(values)
         if known is None or known[0] != labels:
             known = self._names[instance] = (labels, self._write_names(labels, given))
-        self._unwritten[instance] = values
+        self._unwritten[instance] = tuple(values.values())  # a fifth of the dict
         self._text = None
         return known[1].count(None)
 
@@ -80,7 +77,7 @@ class Family:
         """Header and lines, or nothing while there is no series."""
         if self._text is None:
             for instance, values in self._unwritten.items():
-                lines = zip(self._names[instance][1], values.values(), strict=True)
+                lines = zip(self._names[instance][1], values, strict=True)
                 self._blocks[instance] = "".join([f"{name} {_number(value)}\n" for name, value in lines if name is not None])
             self._unwritten.clear()
             body = "".join(self._blocks.values())
