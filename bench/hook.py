@@ -16,32 +16,33 @@ ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 
 
 class _Heard:
-    """``told`` are the services of the alerts that were told of: one for each group of a storm."""
+    """``first_at`` has the services of the alerts that were told of, one for each group of a storm, and when each was first."""
 
     def __init__(self) -> None:
-        self.told: set[str] = set()
+        self.first_at: dict[str, float] = {}
         self.requests = 0
         self.last_at = 0.0
         self._news = asyncio.Event()
 
     def take(self, body: bytes) -> None:
         self.requests += 1
-        before = len(self.told)
-        self.told.update(alert["labels"]["service"] for alert in json.loads(body)["alerts"])
-        if len(self.told) > before:
-            self.last_at = time.monotonic()
+        before, now = len(self.first_at), time.monotonic()
+        for alert in json.loads(body)["alerts"]:
+            self.first_at.setdefault(alert["labels"]["service"], now)
+        if len(self.first_at) > before:
+            self.last_at = now
             self._news.set()
 
     async def wait(self, count: int, seconds: float) -> None:
         """Until so many were told of, or so long."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while len(self.told) < count:
+                while len(self.first_at) < count:
                     self._news.clear()
                     await self._news.wait()
 
     def answer(self) -> dict[str, Any]:
-        return {"told": len(self.told), "requests": self.requests, "last_at": self.last_at}
+        return {"told": len(self.first_at), "requests": self.requests, "last_at": self.last_at}
 
 
 class _Conversation(asyncio.Protocol):
@@ -66,7 +67,10 @@ class _Conversation(asyncio.Protocol):
 
 
 async def main(certificate: str) -> None:
-    """``{"told": n, "within_s": s}`` waits until so many groups were told of, or so long. Without it, tells what was heard so far."""
+    """``{"told": n, "within_s": s}`` waits until so many groups were told of, or so long. Without it, tells what was heard so far.
+
+    ``{"each": true}`` adds the moment at which each group was first told of.
+    """
     heard = _Heard()
     trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trust.load_cert_chain(certificate)
@@ -76,7 +80,7 @@ async def main(certificate: str) -> None:
 
     async def handle(command: dict[str, Any]) -> dict[str, Any]:
         await heard.wait(command.get("told", 0), command.get("within_s", 0.0))
-        return heard.answer()
+        return heard.answer() | ({"first_at": heard.first_at} if command.get("each") else {})
 
     ports = {"plain": plain.sockets[0].getsockname()[1], "secure": secure.sockets[0].getsockname()[1]}
     await answer_commands(handle, **ports)

@@ -11,8 +11,12 @@ from monitor.domain import Metric
 Values = dict[tuple[str, ...], float]
 """Value by label values, in the metric's declared order."""
 
-_Names = tuple[tuple[tuple[str, ...], ...], tuple[str | None, ...]]
-"""Label values of an instance's series, and beside each how the series is written; None where it is left out."""
+_Labels = tuple[tuple[str, ...], ...]
+
+_Form = tuple[_Labels, str, frozenset[int]]
+"""Label values of an instance's series, their lines with a ``%s`` for each value, and which of the series are left out."""
+
+_NONE: frozenset[int] = frozenset()
 
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
@@ -45,7 +49,9 @@ class Family:
         self._added = added
         self._writable = bool(_NAME.fullmatch(metric.name)) and len(set(labels)) == len(labels) and all(map(_LABEL.fullmatch, labels))
         self._cap = inf if cap is None else cap
-        self._names: dict[str, _Names] = {}
+        self._forms: dict[str, _Form] = {}
+        self._usual: _Labels = ()
+        """Most instances have the same label values: one tuple serves them all."""
         self._unwritten: dict[str, tuple[float, ...]] = {}
         self._blocks: dict[str, str] = {}
         help_text = _UNSAFE_IN_HELP.sub(_replacement, metric.help)
@@ -58,17 +64,22 @@ class Family:
 
     def replace(self, instance: str, values: Values, given: str) -> int:
         """Show exactly ``values`` for the instance; ``given`` is its written label in front. Returns how many series were left out."""
-        known = self._names.get(instance)
+        form = self._forms.get(instance)
         labels = tuple(values)
-        if known is None or known[0] != labels:
-            known = self._names[instance] = (labels, self._write_names(labels, given))
-        self._unwritten[instance] = tuple(values.values())  # a fifth of the dict
+        if form is None or form[0] != labels:
+            self._usual = self._usual if labels == self._usual else labels
+            form = self._forms[instance] = (self._usual, *self._write_lines(labels, given))
+        left_out = form[2]
+        if left_out:
+            self._unwritten[instance] = tuple(value for number, value in enumerate(values.values()) if number not in left_out)
+        else:
+            self._unwritten[instance] = tuple(values.values())
         self._text = None
-        return known[1].count(None)
+        return len(left_out)
 
     def forget(self, instance: str) -> None:
         """Show nothing of the instance."""
-        self._names.pop(instance, None)
+        self._forms.pop(instance, None)
         self._blocks.pop(instance, None)
         self._unwritten.pop(instance, None)
         self._text = None
@@ -77,23 +88,23 @@ class Family:
         """Header and lines, or nothing while there is no series."""
         if self._text is None:
             for instance, values in self._unwritten.items():
-                lines = zip(self._names[instance][1], values, strict=True)
-                self._blocks[instance] = "".join([f"{name} {_number(value)}\n" for name, value in lines if name is not None])
+                self._blocks[instance] = self._forms[instance][1] % tuple([_number(value) for value in values])
             self._unwritten.clear()
             body = "".join(self._blocks.values())
             self._text = self._head + body if body else ""
         return self._text
 
-    def _write_names(self, labels: tuple[tuple[str, ...], ...], given: str) -> tuple[str | None, ...]:
-        """As many as fit, and none twice where two labels are written alike."""
+    def _write_lines(self, labels: _Labels, given: str) -> tuple[str, frozenset[int]]:
+        """The lines of as many series as fit, none twice where two labels are written alike; and the others' numbers."""
         names: dict[str, None] = {}
-        return tuple(self._admit(self._name(values, given), names) for values in labels)
-
-    def _admit(self, name: str, names: dict[str, None]) -> str | None:
-        if len(names) >= self._cap or name in names:
-            return None
-        names[name] = None
-        return name
+        left_out: list[int] = []
+        for number, values in enumerate(labels):
+            name = self._name(values, given)
+            if len(names) >= self._cap or name in names:
+                left_out.append(number)
+            else:
+                names[name] = None
+        return "".join([name.replace("%", "%%") + " %s\n" for name in names]), frozenset(left_out) if left_out else _NONE
 
     def _name(self, labels: tuple[str, ...], given: str) -> str:
         written = [f'{name}="{escape(value)}"' for name, value in zip(self._metric.labels, labels, strict=True)]

@@ -23,7 +23,7 @@ def run_bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 def test_quick_run_prints_the_table_and_writes_the_figures(tmp_path: Path) -> None:
     out = tmp_path / "build" / "bench.json"
-    chosen = [name for name in BENCHES if name != "intake"]  # it has a test of its own: each stays short
+    chosen = [name for name in BENCHES if name not in {"intake", "page"}]  # they have tests of their own: each stays short
     done = run_bench("--quick", "--pairs", "1", *(word for name in chosen for word in ("--only", name)), "--out", str(out))
     assert done.returncode == 0, done.stderr
     figures = {figure["name"]: figure for figure in json.loads(out.read_text())}
@@ -54,6 +54,19 @@ def test_the_intake_is_measured_beside_alertmanager(tmp_path: Path) -> None:
     assert list(figures) == [*posts, "intake memory", *storm]
     assert all(figure["ours"] > 0 for figure in figures.values())
     assert (figures["intake memory"]["peer"] is not None) is any(map(shutil.which, ALERTMANAGER))
+
+
+def test_the_way_from_fault_to_page_is_measured_beside_prometheus(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    done = run_bench("--quick", "--only", "page", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    figures = {figure["name"]: figure for figure in json.loads(out.read_text())}
+    assert list(figures) == [f"page, {what}{part}" for what in ("2 bad looks", "as shipped") for part in ("", ", slowest")]
+    assert all(figure["ours"] > 0 for figure in figures.values())
+    assert figures["page, 2 bad looks"]["ours"] > 1  # one interval lies between the two looks
+    installed = all(any(map(shutil.which, names)) for names in (BLACKBOX, ALERTMANAGER, ("prometheus",)))
+    assert (figures["page, 2 bad looks"]["peer"] is not None) is installed
+    assert figures["page, as shipped"]["peer"] is None
 
 
 def test_only_runs_what_was_asked_for(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -182,6 +182,7 @@ def test_hostile_text_never_adds_or_breaks_a_line(service: str, label: str, help
     assert len(exposition.render().decode().splitlines()) == exposition.render().count(b"\n")
 
 
+@example(text="100 %s %% %(x)s")
 @given(text=st.text(st.characters(blacklist_categories=("Cc", "Cs", "Zl", "Zp")), max_size=30))
 def test_printable_label_values_survive_the_round_trip(text: str) -> None:
     exposition = Exposition("1")
