@@ -15,10 +15,10 @@ def fingerprint(labels: Labels) -> str:
 
     Source: Alertmanager's ``model.LabelSet.Fingerprint``; a test asks the real one.
     """
-    value = _OFFSET
-    for name, text in sorted(labels):
-        for byte in name.encode(errors="replace") + b"\xff" + text.encode(errors="replace") + b"\xff":
-            value = ((value ^ byte) * _PRIME) & _MASK
+    text = b"".join([part.encode(errors="replace") + b"\xff" for pair in sorted(labels) for part in pair])
+    value, prime, mask = _OFFSET, _PRIME, _MASK  # local names: a storm hashes megabytes
+    for byte in text:
+        value = ((value ^ byte) * prime) & mask
     return f"{value:016x}"
 
 

@@ -134,7 +134,7 @@ class Outbox:
         with self._database.read() as connection:
             return tuple(connection.execute(query).scalars())
 
-    def to_reroute(self, channel: str, before: datetime, *, limit: int = 100) -> tuple[Undelivered, ...]:
+    def to_reroute(self, channel: str, before: datetime, *, limit: int = 1000) -> tuple[Undelivered, ...]:
         """Rows of a channel that failed, were decided before that moment or given up on, and were not handed to another channel yet."""
         failed = or_(outbox.c.state == "dead", and_(outbox.c.state == "pending", outbox.c.created_at <= before, outbox.c.attempts > 0))
         opens = outbox.c.transition.in_(OPENERS)
