@@ -60,10 +60,13 @@ def follow(first: Receipt, *, taken: int = 0, over: int = 0, news: Transition = 
 
 
 def test_every_builtin_tells_digests_through_the_contract() -> None:
+    alone = {plugin.name for plugin in BUILTINS if plugin.digest is None}
+    assert alone == {"alertmanager"}  # it keeps what it said of each incident, and refreshes all of them in batches anyway
     for plugin in BUILTINS:
-        assert isinstance(plugin.digest, Digesting)
-        assert plugin.digest.gather_s > 0
-        assert plugin.digest.most >= 1000
+        if plugin.digest is not None:
+            assert isinstance(plugin.digest, Digesting)
+            assert plugin.digest.gather_s > 0
+            assert plugin.digest.most >= 1000
 
 
 # --- Slack -----------------------------------------------------------------------------------------------------------

@@ -57,6 +57,28 @@ def test_defaults(tmp_path: Path) -> None:
     assert set(settings.escalation) == set(Severity)
 
 
+@pytest.mark.parametrize(
+    ("written", "means"), [("", 20), ("digest_from = 50", 50), ("digest_from = 0", None), ("digest_from = false", None)]
+)
+def test_from_how_many_on_a_channel_tells_together(tmp_path: Path, written: str, means: int | None) -> None:
+    settings = load(tmp_path, SMALL.replace("[channels.mail]\n", f"[channels.mail]\n{written}\n"))
+    assert settings.channels["mail"].digest_from == means
+
+
+@pytest.mark.parametrize("wrong", ["true", "-1", '"many"', "1.5"])
+def test_a_number_of_incidents_is_a_number_or_never(tmp_path: Path, wrong: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, SMALL.replace("[channels.mail]\n", f"[channels.mail]\ndigest_from = {wrong}\n"))
+    assert {problem.key for problem in caught.value.problems} == {"channels.mail.digest_from"}
+
+
+def test_a_channel_that_tells_everything_alone_has_no_such_number(tmp_path: Path) -> None:
+    peer = '[channels.peer]\nnotifier = "alertmanager"\nurls = ["http://127.0.0.1:9093"]\ndigest_from = 5\n'
+    with pytest.raises(ConfigError, match="the notifier alertmanager tells every incident alone"):
+        load(tmp_path, SMALL + peer)
+    load(tmp_path, SMALL + peer.replace("= 5", "= false"))
+
+
 def test_the_same_check_under_another_name_on_two_services(tmp_path: Path) -> None:
     text = SMALL.replace(
         "[checks.http_health]\nservices = ",
