@@ -52,6 +52,15 @@ class Alerting:
             self._wake_delivery()
         return taken
 
+    async def obeyed(self, key: str) -> bool:
+        """Whether a signed request was obeyed before, this program's life or an earlier one."""
+        return await self._thread(self._store.obeyed.knows, key)
+
+    async def remember(self, key: str, keep_s: float) -> None:
+        """A signed request has been obeyed: for so long it is not obeyed again."""
+        now = self._clock.now()
+        await self._thread(self._store.obeyed.add, key, now, now + timedelta(seconds=keep_s))
+
     async def note(self, key: str, text: str, who: str) -> None:
         """A line in the history of an incident, or of every incident of a digest. Raises ``UsageError``."""
         now = self._clock.now()

@@ -17,7 +17,7 @@ from alerts.reconcile import stays_open
 from alerts.slack import SlackConfig
 from alerts.slack_card import ACKNOWLEDGE, SILENCE
 from monitor.alerting import Alerting
-from monitor.api.signatures import Once, pagerduty_signed, slack_signed
+from monitor.api.signatures import EVENT_WINDOW_S, WINDOW_S, pagerduty_signed, pagerduty_stale, slack_signed
 from monitor.errors import StoreError, UsageError
 from monitor.plugins import one_line
 
@@ -42,7 +42,6 @@ class _Doors:
     def __init__(self, alerting: Alerting, refuse_token: Callable[[str], Response | None]) -> None:
         self._alerting = alerting
         self._refuse_token = refuse_token
-        self._slack_seen, self._pagerduty_seen = Once(), Once(keep_s=24 * 3600)
 
     async def slack(self, request: Request) -> Response:
         body, now = await _body(request), self._alerting.now().timestamp()
@@ -50,8 +49,6 @@ class _Doors:
         signature = request.headers.get("X-Slack-Signature", "")
         if body is None or not slack_signed(body, request.headers.get("X-Slack-Request-Timestamp", ""), signature, secrets, now):
             return _unsigned()
-        if not self._slack_seen.first(signature, now):
-            return PlainTextResponse("")  # obeyed already
         try:
             payload = json.loads(parse_qs(body.decode())["payload"][0])
             user = payload["user"]
@@ -59,11 +56,14 @@ class _Doors:
             actions = [(str(action["action_id"]), str(action.get("value", ""))) for action in payload["actions"]]
         except (KeyError, IndexError, TypeError, AttributeError, ValueError):
             return PlainTextResponse("not an interaction with a button of ours\n", 400)
+        return await self._once(f"slack {signature}", 2 * WINDOW_S, lambda: self._act_all(actions, who))
+
+    async def _act_all(self, actions: list[tuple[str, str]], who: str) -> Response | None:
         for action, incident_id in actions:
             answer = await self._act(action, incident_id, who)
             if answer is not None:
                 return answer
-        return PlainTextResponse("")
+        return None
 
     async def _act(self, action: str, incident_id: str, who: str) -> Response | None:
         if action == ACKNOWLEDGE:
@@ -87,14 +87,25 @@ class _Doors:
             return PlainTextResponse("not an event of PagerDuty's v3 webhooks\n", 400)
         if kind in {"incident.acknowledged", "incident.resolved"} and not person:
             return PlainTextResponse("")  # our own acknowledgement or resolve, echoed
-        delivery = request.headers.get("X-Webhook-Id", "") + event_id
-        if not self._pagerduty_seen.first(delivery, now):
-            return PlainTextResponse("")
-        answer = await self._follow(kind, incident_id, who, data)
-        if answer is not None and answer.status_code >= 500:
-            self._pagerduty_seen.forget(delivery)  # PagerDuty sends it again
-            return answer
-        return PlainTextResponse("")
+        if pagerduty_stale(event.get("occurred_at"), now):
+            return _unsigned()
+        answer = await self._once(f"pagerduty {event_id}", 2 * EVENT_WINDOW_S, lambda: self._follow(kind, incident_id, who, data))
+        return answer if answer.status_code >= 500 else PlainTextResponse("")  # what concerns an incident of others is taken too
+
+    async def _once(self, key: str, keep_s: float, obey: Callable[[], Awaitable[Response | None]]) -> Response:
+        """Obey a signed request unless it was before; what could not be done now may come again.
+
+        It is remembered when it is done: a crash in between repeats it rather than loses it.
+        """
+        try:
+            if await self._alerting.obeyed(key):
+                return PlainTextResponse("")
+            answer = await obey()
+            if answer is None or answer.status_code < 500:
+                await self._alerting.remember(key, keep_s)
+        except StoreError as exc:
+            return PlainTextResponse(f"the state cannot be used now: {exc}\n", 503)
+        return answer or PlainTextResponse("")
 
     async def _follow(self, kind: str, incident_id: str, who: str, data: Any) -> Response | None:
         """Acknowledged or resolved there is taken here: only the check itself sees health again. A reassignment is noted."""

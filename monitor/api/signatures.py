@@ -1,14 +1,15 @@
-"""Who really sent a request: Slack's and PagerDuty's signatures over the raw body, each accepted once. No I/O."""
+"""Who really sent a request: Slack's and PagerDuty's signatures over the raw body. No I/O."""
 
 import hashlib
 import hmac
-from collections import OrderedDict
 from collections.abc import Iterable
+from datetime import datetime
 
 from slack_sdk.signature import SignatureVerifier
 
 WINDOW_S = 300.0
-MOST_REMEMBERED = 10_000
+EVENT_WINDOW_S = 6 * 3600.0
+"""How old an event of PagerDuty may be: it tries to deliver one for about twenty minutes."""
 
 
 class _At:
@@ -19,27 +20,6 @@ class _At:
 
     def now(self) -> float:
         return self._now
-
-
-class Once:
-    """Remembers keys for a while: a request that was recorded and sent again is not obeyed twice."""
-
-    def __init__(self, keep_s: float = 2 * WINDOW_S) -> None:
-        self._keep_s = keep_s
-        self._seen: OrderedDict[str, float] = OrderedDict()
-
-    def first(self, key: str, now: float) -> bool:
-        """Whether this key is new."""
-        while self._seen and (len(self._seen) >= MOST_REMEMBERED or next(iter(self._seen.values())) < now - self._keep_s):
-            self._seen.popitem(last=False)
-        if key in self._seen:
-            return False
-        self._seen[key] = now
-        return True
-
-    def forget(self, key: str) -> None:
-        """It could not be obeyed: let it come again."""
-        self._seen.pop(key, None)
 
 
 def slack_signed(body: bytes, timestamp: str, signature: str, secrets: Iterable[str], now: float) -> bool:
@@ -59,3 +39,12 @@ def pagerduty_signed(body: bytes, header: str, secrets: Iterable[str]) -> bool:
     given = [part.strip().removeprefix("v1=").encode() for part in header.split(",") if part.strip().startswith("v1=")][:10]
     right = [hmac.new(secret.encode(), body, hashlib.sha256).hexdigest().encode() for secret in secrets]
     return any(hmac.compare_digest(one, other) for one in given for other in right)
+
+
+def pagerduty_stale(occurred_at: object, now: float) -> bool:
+    """Whether an event happened too long ago to be a delivery of PagerDuty's; its signature has no time, but covers this one."""
+    try:
+        at = datetime.fromisoformat(occurred_at if isinstance(occurred_at, str) else "")
+    except ValueError:
+        return True
+    return at.tzinfo is None or at.timestamp() < now - EVENT_WINDOW_S

@@ -7,6 +7,7 @@ from monitor.store.history import AuditJournal, History, ReportLog, RunCount, ho
 from monitor.store.incidents import IncidentStore
 from monitor.store.kept import KeptStore
 from monitor.store.knowing import Causes
+from monitor.store.obeyed import ObeyedStore
 from monitor.store.outbox import ChannelQueue, Outbox
 from monitor.store.silences import SilenceStore
 from monitor.store.stretches import StretchStore
@@ -34,6 +35,7 @@ class Store:
         self.kept = KeptStore(self._database)
         self.heartbeats = HeartbeatStore(self._database)
         self.silences = SilenceStore(self._database)
+        self.obeyed = ObeyedStore(self._database)
         self.stretches = StretchStore(self._database)
         self.journal = AuditJournal(self._database)
 

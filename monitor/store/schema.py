@@ -131,6 +131,14 @@ silences = Table(
     Index("silences_ends", "ends_at"),
 )
 
+obeyed = Table(
+    "obeyed",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("until", Moment, nullable=False),
+    Index("obeyed_until", "until"),
+)
+
 timeline = Table(
     "timeline",
     metadata,

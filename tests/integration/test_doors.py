@@ -5,20 +5,31 @@ import hmac
 import json
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import httpx2
 import pytest
+from fastapi import FastAPI
+from pydantic import SecretStr
 
+from alerts import slack
+from alerts.slack import SlackConfig
+from monitor.alerting import Alerting
+from monitor.api.doors import door_routes
+from monitor.clock import SystemClock
+from monitor.config.settings import Channel
 from monitor.domain import Incident, IncidentState
+from monitor.intake import Intake
 from monitor.store import Store
 from services.externals import pagerduty
+from tests.integration.test_delivery import Switch, running
 from tests.notify_parts import Authority, Fake, serve
 from tests.support.monitoring import Target, child, free_port, ready, secret, write_config
-from tests.support.world import until, until_async
+from tests.support.world import Inbox, settings, until, until_async
 
 TOKEN, SIGNING, WEBHOOK = "let-me-in", "slack-signing-secret", "pagerduty-webhook-secret"
 
@@ -45,12 +56,24 @@ class Doors:
         headers = {"X-Slack-Request-Timestamp": stamp, "X-Slack-Signature": signature}
         return await self.http.post("/slack/interactions", content=body, headers=headers)
 
-    async def pagerduty(self, kind: str, *, event_id: str = "e1", agent: Any = None, secret: str = WEBHOOK, **data: Any) -> httpx2.Response:
+    async def pagerduty(
+        self,
+        kind: str,
+        *,
+        event_id: str = "e1",
+        delivery: str = "w-1",
+        agent: Any = None,
+        secret: str = WEBHOOK,
+        at: datetime | None = None,
+        **data: Any,
+    ) -> httpx2.Response:
         person = {"type": "user_reference", "summary": "Ben"} if agent is None else agent
         key = {"incident_key": self.incident.id}
-        body = json.dumps({"event": {"id": event_id, "event_type": kind, "agent": person, "data": {**key, **data}}}).encode()
+        event = {"id": event_id, "event_type": kind, "agent": person, "data": {**key, **data}}
+        event["occurred_at"] = (at or SystemClock().now()).isoformat()
+        body = json.dumps({"event": event}).encode()
         right = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
-        headers = {"X-PagerDuty-Signature": f"v1={'0' * 64},v1={right}", "X-Webhook-Id": f"w-{event_id}"}
+        headers = {"X-PagerDuty-Signature": f"v1={'0' * 64},v1={right}", "X-Webhook-Id": delivery}
         return await self.http.post("/pagerduty/webhook", content=body, headers=headers)
 
     async def actions(self) -> list[str]:
@@ -123,6 +146,55 @@ async def test_pagerdutys_acknowledgement_arrives_once_and_signed(doors: Doors) 
         assert (await doors.pagerduty("incident.acknowledged")).status_code == 200
     assert (doors.incident.state, doors.incident.acked_by) == (IncidentState.ACKED, "Ben (PagerDuty)")
     assert doors.history().count("acked acknowledged") == 1
+
+
+async def test_an_old_event_of_pagerduty_is_refused_and_a_header_makes_no_new_one(doors: Doors) -> None:
+    assert (await doors.pagerduty("incident.acknowledged", at=SystemClock().now() - timedelta(hours=7))).status_code == 401
+    assert doors.incident.state is IncidentState.OPEN
+    for delivery in ("w-1", "w-2"):  # the header is not signed: whoever captured the request may change it
+        answer = await doors.pagerduty("incident.reassigned", delivery=delivery, assignees=[{"summary": "Cleo"}])
+        assert answer.status_code == 200
+    assert doors.history().count("now assigned to Cleo") == 1
+
+
+async def test_what_else_happens_in_pagerduty_is_a_line_in_the_history(doors: Doors) -> None:
+    nobody: dict[str, str] = {}
+    people, policy = [{"summary": "Cleo"}, {"summary": "Dan"}], {"summary": "Data"}
+    await doors.pagerduty("incident.delegated", event_id="e1", assignees=people, escalation_policy=policy)
+    await doors.pagerduty("incident.unacknowledged", event_id="e2", agent=nobody)
+    await doors.pagerduty("incident.reopened", event_id="e3")
+    await doors.pagerduty("incident.priority_updated", event_id="e4")
+    history = doors.history()
+    assert "in PagerDuty now assigned to Cleo, Dan by the policy Data" in history
+    assert "the acknowledgement in PagerDuty ended: PagerDuty asks again" in history
+    assert "Ben (PagerDuty) reopened it there" in history
+    assert doors.incident.state is IncidentState.OPEN
+
+
+async def test_a_captured_request_is_not_obeyed_again_after_a_restart(tmp_path: Path) -> None:
+    """Slack's silence, captured within its five minutes: somebody ended it meanwhile, and it stays ended."""
+    switch, page = Switch(), Inbox()
+    chosen = settings(tmp_path, switch.subject, page=page)
+    cfg = SlackConfig(token=SecretStr("xoxb-1"), signing_secret=SecretStr(SIGNING), channel="#ops")
+    async with running(replace(chosen, channels={**chosen.channels, "ops": Channel("ops", slack, cfg)})) as world:
+        world.clock.advance((SystemClock().now() - world.clock.now()).total_seconds())
+        switch.down = True
+        await world.look(switch.subject, 2)
+        (incident,) = world.store.incidents.list(unresolved=True)
+        for run in range(2):  # what a restart forgets is forgotten
+            intake = Intake(world.engine, store=world.store, thread=world.thread, clock=world.clock, guides={})
+            alerting = Alerting(world.engine, intake, store=world.store, thread=world.thread, clock=world.clock, version="1")
+            app = FastAPI()
+            app.include_router(door_routes(alerting, lambda _: None))
+            async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://monitor.test") as http:
+                doors = Doors(http, Fake("", http), world.store, Target())
+                at = world.clock.now().timestamp() - 40 * run
+                assert (await doors.slack("silence-1h", incident.id, at=at)).status_code == 200
+                (silence,) = world.store.silences.list()
+                if run == 0:
+                    await alerting.expire(silence)
+            world.clock.advance(40)
+        assert silence.ends_at < world.clock.now()
 
 
 async def test_resolved_in_pagerduty_while_it_fails_is_taken_and_said(doors: Doors) -> None:

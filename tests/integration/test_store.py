@@ -366,3 +366,13 @@ def test_what_waits_is_overtaken_by_what_says_more(store: Store) -> None:
     store.incidents.change(incident.id, lambda known: acknowledge(known, "anna", T0), T0)
     put(store, result(Outcome.OK))
     assert [row.transition for row in claim(store)] == [Transition.RESOLVED]
+
+
+def test_what_was_obeyed_is_known_until_its_time_has_come(store: Store) -> None:
+    assert not store.obeyed.knows("slack v0=1")
+    for _ in range(2):
+        store.obeyed.add("slack v0=1", T0, T0 + timedelta(minutes=10))
+    assert store.obeyed.knows("slack v0=1")
+    assert not store.obeyed.knows("slack v0=2")
+    store.obeyed.add("slack v0=2", T0 + timedelta(minutes=10), T0 + timedelta(minutes=20))
+    assert (store.obeyed.knows("slack v0=1"), store.obeyed.knows("slack v0=2")) == (False, True)

@@ -96,7 +96,7 @@ async def child(
 async def ready(port: int, process: asyncio.subprocess.Process, folder: Path) -> None:
     """Wait until the monitor says that it is ready; its log is the message when it does not."""
     async with httpx2.AsyncClient(trust_env=False, timeout=2) as http:
-        for _ in range(300):
+        for _ in range(1200):
             assert process.returncode is None, (folder / "monitor.log").read_text()
             with contextlib.suppress(httpx2.HTTPError):
                 if (await http.get(f"http://127.0.0.1:{port}/-/ready")).status_code == 200:
