@@ -29,6 +29,15 @@ def tool(name: str) -> str:
     return path
 
 
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder in memory where there is one: a killed process loses nothing that it wrote there either."""
+    shared = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(prefix="monitor-", dir=shared if shared.is_dir() else None))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def pg18() -> Iterator[Cluster]:
     """PostgreSQL 18, 60 connections, superuser ``postgres``."""
