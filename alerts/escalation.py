@@ -185,6 +185,22 @@ def reroute(incident: Incident, intent: Intent, fallback: str, now: datetime) ->
     return Decision(incidents=(replace(incident, told=told),), intents=(stand_in,), timeline=(entry,))
 
 
+def move(incident: Incident, by: timedelta, people: People = NOBODY) -> Incident:
+    """The incident after the clock itself was set by so much: as long as before until each of its moments; business hours stay."""
+    moved = replace(
+        incident,
+        chain_since=incident.chain_since + by,
+        muted_at=_later(incident.muted_at, by),
+        ack_expires_at=_later(incident.ack_expires_at, by),
+        remind_at=_later(incident.remind_at, by),
+    )
+    return replace(moved, next_escalation_at=None if incident.next_escalation_at is None else _due_at(moved, incident.step, people))
+
+
+def _later(moment: datetime | None, by: timedelta) -> datetime | None:
+    return None if moment is None else moment + by
+
+
 def _expire_ack(incident: Incident, now: datetime, people: People) -> Decision:
     """Acknowledged and fell asleep: the incident asks again from the first step."""
     if incident.ack_expires_at is None or incident.ack_expires_at > now:

@@ -186,6 +186,7 @@ class App:
                 show.set(names.OWN_BUSY, cost.busy_s, service=service)
                 show.set(names.OWN_CONNECTS, cost.connects, service=service, kind="held")
                 show.set(names.OWN_CONNECTS, cost.logins, service=service, kind="canary")
+            show.set(names.CLOCK_STEP, self._engine.steps.last_s)
             show.set(names.STORE_UP, 0 if self._engine.store_error else 1)
             with contextlib.suppress(StoreError):  # said by the engine, and shown by STORE_UP
                 await self._views.refresh_gauges(show)

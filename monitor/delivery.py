@@ -53,6 +53,8 @@ class Delivery:
         self._owner = f"{socket.gethostname()}/{os.getpid()}/{random.randrange(16**6):06x}"  # noqa: S311 - a name, not a secret
         self._wake = asyncio.Event()
         self._under_way: Counter[str] = Counter()
+        self._rows: set[tuple[str, int | str]] = set()
+        """Rows being sent now: a lease that a leap of the clock ended does not send one twice."""
         self._buckets: dict[str, TokenBucket] = {}
         self._spoken: dict[str, Spoken] = {}
 
@@ -102,6 +104,9 @@ class Delivery:
             return BACKOFF_FIRST_S
         self._spoken |= claimed.spoken
         for sending in claimed.sends:
+            if _row(sending) in self._rows:
+                continue
+            self._rows.add(_row(sending))
             self._under_way[sending.channel] += 1
             self._bucket(sending.channel).take(self._clock.monotonic())
             sends.create_task(self._deliver(sending), name=f"send by {sending.channel}")
@@ -134,6 +139,7 @@ class Delivery:
         except StoreError as exc:  # the rows stay leased and are sent again when the lease ends: at least once
             log.error("delivery outcome cannot be recorded", error=str(exc), **_facts(sending))
         finally:
+            self._rows.discard(_row(sending))
             self._under_way[sending.channel] -= 1
             self._wake.set()
 
@@ -210,6 +216,11 @@ class TokenBucket:
         if self._at is not None and self.per_minute is not None:
             self._tokens = min(self._most, self._tokens + (now - self._at) * self.per_minute / 60)
         self._at = now
+
+
+def _row(sending: Sending) -> tuple[str, int | str]:
+    """What tells one sending from another."""
+    return sending.channel, sending.key if isinstance(sending, Digest) else sending.id
 
 
 def _facts(sending: Sending) -> dict[str, Any]:

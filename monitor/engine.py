@@ -14,13 +14,14 @@ import structlog
 
 from alerts import escalation
 from alerts.decide import Known, Policy, decide, groups_of, next_look_s, retire, settle
-from alerts.flapping import is_flapping
 from alerts.muting import EXPIRED_KEPT, Muting
 from alerts.posted import INSTANCE
 from monitor.clock import Clock
+from monitor.clocksteps import ClockSteps
 from monitor.config.settings import CheckInstance, Settings
 from monitor.domain import Alert, AlertPolicy, AlertState, CheckResult, Decision, Guide, Incident, Outcome, TimelineEntry
 from monitor.errors import StoreError
+from monitor.flaps import KEPT_AS, Flaps
 from monitor.memory import Memory
 from monitor.plugins import one_line
 from monitor.policies import causes_of, policy_of
@@ -30,8 +31,6 @@ from monitor.stretches import Stretches
 
 TICK_S = 1.0
 PRUNE_EVERY_S = 3600.0
-RECENT_OUTCOMES = 30
-"""As many as the status page draws."""
 SETTLE_EVERY_S = 15.0
 MAX_SETTLED = 100_000
 MAX_UNSAVED = 100_000
@@ -64,7 +63,7 @@ class Engine:
         self.settings = settings
         self.store_error: str | None = None
         self.latest: dict[str, CheckResult] = {}
-        self.recent: dict[str, tuple[Outcome, ...]] = {}
+        self.flaps = Flaps()
         self._store = store
         self._thread = thread
         self._runner = runner
@@ -72,6 +71,7 @@ class Engine:
         self._guides = guides
         self._on_result = on_result
         self.wake_delivery = wake_delivery
+        self.steps = ClockSteps(lambda: self.settings, store=store, thread=thread, clock=clock)
         self._memory = memory or Memory()
         self._look_soon = look_soon
         self._fellers = _fellers(settings)
@@ -79,8 +79,6 @@ class Engine:
         """When the last round of ``serve`` ended, on the monotonic clock."""
         self._keys = frozenset(instance.key for instance in settings.instances)
         self._unquiet: set[str] = set()
-        self.flapping: set[str] = set()
-        """Keys of the instances that swing between good and bad."""
         self._stretches = Stretches()
         self._unsaved: deque[CheckResult] = deque(maxlen=MAX_UNSAVED)
         self._next_prune = clock.monotonic()
@@ -93,7 +91,9 @@ class Engine:
     async def start(self) -> None:
         """Learn from the store which instances are not quiet, and what checks kept. Raises ``StoreError``."""
         self._unquiet = {key for key in await self._thread(self._store.incidents.live_instances) if key not in NO_CHECKS}
-        self._memory.load(await self._thread(self._store.kept.all))
+        kept = await self._thread(self._store.kept.all)
+        self.flaps.load(kept)
+        self._memory.load(kept)
 
     def reconfigure(self, settings: Settings) -> None:
         """Take new settings; the alerts of checks that were removed end within a second."""
@@ -101,8 +101,8 @@ class Engine:
         self._keys = frozenset(instance.key for instance in settings.instances)
         self._fellers = _fellers(settings)
         for key in self.latest.keys() - self._keys:
-            del self.latest[key], self.recent[key]
-            self.flapping.discard(key)
+            del self.latest[key]
+            self.flaps.forget(key)
         self._stretches.adopt(self._keys)
 
     async def run(self, instance: CheckInstance) -> float | None:
@@ -111,8 +111,7 @@ class Engine:
         if instance.key not in self._keys:  # removed by a reload while it ran
             return None
         self.latest[instance.key] = result
-        self.recent[instance.key] = (*self.recent.get(instance.key, ())[1 - RECENT_OUTCOMES :], result.outcome)
-        self._watch_flapping(instance.key)
+        self.flaps.see(instance.key, result.outcome)
         self._unsaved.append(result)
         self._on_result(result)
         quiet = result.outcome is Outcome.OK and instance.key not in self._unquiet
@@ -126,20 +125,26 @@ class Engine:
             return instance.recheck_s  # nothing is lost: the next run decides the same, as soon as the store answers
 
     async def serve(self) -> None:
-        """Escalate what nobody acknowledged, flush the history and prune, every second, until cancelled."""
+        """Go round every second until cancelled."""
         while True:
             try:
-                await self._retire_gone()
-                await self._settle_mutes()
-                await self._escalate_due()
-                await self.each_round()
-                await self.flush()
-                await self._prune_hourly()
+                await self.round()
                 self.store_error = None
             except StoreError as exc:
                 self._store_failed(exc)
             self.last_round = self._clock.monotonic()
             await asyncio.sleep(TICK_S)
+
+    async def round(self) -> None:
+        """Do once what time asks for: retire, mute, escalate, look at itself, write the history, prune. Raises ``StoreError``."""
+        if await self.steps.notice():
+            self.wake_delivery()
+        await self._retire_gone()
+        await self._settle_mutes()
+        await self._escalate_due()
+        await self.each_round()
+        await self.flush()
+        await self._prune_hourly()
 
     async def flush(self, *, whole: bool = False) -> None:
         """Write the history collected so far; ``whole`` leaves none for later. Raises ``StoreError``, keeping what was not written."""
@@ -157,10 +162,13 @@ class Engine:
             self._stretches.give_back(stretches)
             raise
         entries = self._memory.take_unsaved()
+        outcomes = self.flaps.take_unsaved(self._clock.now(), self._clock.monotonic())
         try:
-            await self._thread(self._store.kept.save, entries)
+            await self._thread(self._store.kept.save, (*entries, *outcomes))
         except StoreError:
             self._memory.give_back(entries)
+            if outcomes:
+                self.flaps.give_back()
             raise
 
     async def _commit(self, instance: CheckInstance, result: CheckResult) -> float | None:
@@ -171,7 +179,7 @@ class Engine:
             if instance.key not in self._keys:  # removed while this waited for the store's thread
                 return Decision()
             policy = replace(self.policy(instance.policy), depends_on=instance.depends_on, muting=self.muting(now))
-            policy = replace(policy, flapping=instance.key in self.flapping)
+            policy = replace(policy, flapping=instance.key in self.flaps.flapping)
 
             def look(known: Known) -> Decision:
                 nonlocal again_s
@@ -189,18 +197,11 @@ class Engine:
             self._look_soon(self._suspects(instance))  # is it a symptom? the cause is asked before this is confirmed
         if instance.key not in await self._thread(self._store.incidents.live_instances):
             self._unquiet.discard(instance.key)
-        if again_s is None or instance.key in self.flapping:  # quick looks would see it calm
+        if again_s is None or instance.key in self.flaps.flapping:  # quick looks would see it calm
             return None
         if result.outcome is Outcome.BLIND:  # a moment's blindness is no news: its runs are counted at the check's own pace
             return None
         return again_s or instance.recheck_s
-
-    def _watch_flapping(self, key: str) -> None:
-        was = key in self.flapping
-        if is_flapping(self.recent[key], was) is was:
-            return
-        (self.flapping.discard if was else self.flapping.add)(key)
-        log.info("check is calm again" if was else "check flaps: one alert stays open until it is calm", check=key)
 
     def _suspects(self, instance: CheckInstance) -> list[str]:
         """The instances that could name the cause of what this one found."""
@@ -267,7 +268,7 @@ class Engine:
         await self._thread(self._store.stretches.prune, before)
         await self._thread(self._store.silences.prune, min(before, self._clock.now() - EXPIRED_KEPT))
         self._memory.retain(dict.fromkeys(self._keys))
-        await self._thread(self._store.kept.retain, self._keys)
+        await self._thread(self._store.kept.retain, {*self._keys, KEPT_AS})
         self._next_prune = self._clock.monotonic() + PRUNE_EVERY_S
 
     async def _retire_gone(self) -> None:

@@ -118,13 +118,14 @@ class Intake:
 
     async def _lapse(self) -> None:
         """End what was not sent again; what is still to be stored was sent again. A batch at once, the rest within a second."""
-        now = self._clock.now()
 
         def judge() -> Decision:
+            now = self._clock.now()
             over = lapsed(self._store.incidents.lapsed(now, BATCH_ALERTS), now)
             return self._receive(over, now, lambda known, policy: lapse(known, policy, now)) if over else Decision()
 
         try:
+            await self._engine.steps.notice()  # no clock that was set ends an alert
             self._engine.announce(await self._thread(judge))
         except StoreError as exc:
             log.error("alerts that ended cannot be looked up", error=str(exc))

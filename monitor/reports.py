@@ -50,11 +50,15 @@ class Reports:
         self._calendar.start()
         try:
             while True:
-                await self._catch_up()
-                await self._send_due()
+                await self.look()
                 await asyncio.sleep(LOOK_EVERY_S)
         finally:
             self._calendar.shutdown(wait=False)
+
+    async def look(self) -> None:
+        """Note what is due now, and send what is owed."""
+        await self._catch_up()
+        await self._send_due()
 
     def _plan(self) -> None:
         schedule = self._settings.daily_report

@@ -73,7 +73,7 @@ class Views:
                 name=service.name,
                 url=service.url,
                 checks=tuple(
-                    check_view(i.name, i.every_s, self._engine.latest.get(i.key), self._engine.recent.get(i.key, ()))
+                    check_view(i.name, i.every_s, self._engine.latest.get(i.key), self._engine.flaps.recent.get(i.key, ()))
                     for i in settings.instances
                     if i.service.name == service.name
                 ),

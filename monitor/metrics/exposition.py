@@ -41,7 +41,7 @@ class Exposition:
         for severity in names.SEVERITIES:
             for state in names.UNRESOLVED:
                 self.set(names.INCIDENTS, 0, severity=severity, state=state)
-        for metric in (names.OUTBOX_OLDEST, names.LOOP_LAG, names.SCHEDULER_LATE, names.SCHEDULER_SKIPPED):
+        for metric in (names.OUTBOX_OLDEST, names.LOOP_LAG, names.CLOCK_STEP, names.SCHEDULER_LATE, names.SCHEDULER_SKIPPED):
             self.set(metric, 0)
 
     def record(self, result: CheckResult) -> None:

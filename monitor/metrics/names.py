@@ -49,6 +49,7 @@ DEADMAN_BEAT = Metric("monitor_deadman_last_beat_timestamp_seconds", "When the s
 LOOP_LAG = Metric("monitor_loop_lag_seconds", "How late the event loop ran its last timer.")
 SCHEDULER_LATE = Metric("monitor_scheduler_late_seconds", "How late the latest due check was started.")
 SCHEDULER_SKIPPED = Metric("monitor_scheduler_skipped_total", "Runs left out because the run before was still going.", (), "counter")
+CLOCK_STEP = Metric("monitor_clock_step_seconds", "Size of the last step of the wall clock while the monitor ran, negative when set back.")
 STORE_UP = Metric("monitor_store_up", "1 when the state store took the latest write.")
 SERIES_DROPPED = Metric(
     "monitor_series_dropped_total",
@@ -86,6 +87,7 @@ OWN = (
     LOOP_LAG,
     SCHEDULER_LATE,
     SCHEDULER_SKIPPED,
+    CLOCK_STEP,
     STORE_UP,
     SERIES_DROPPED,
     OWN_STATEMENTS,

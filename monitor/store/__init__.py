@@ -10,6 +10,7 @@ from monitor.store.knowing import Causes
 from monitor.store.obeyed import ObeyedStore
 from monitor.store.outbox import ChannelQueue, Outbox
 from monitor.store.silences import SilenceStore
+from monitor.store.steps import StepStore
 from monitor.store.stretches import StretchStore
 from monitor.store.thread import StoreThread
 
@@ -37,6 +38,7 @@ class Store:
         self.silences = SilenceStore(self._database)
         self.obeyed = ObeyedStore(self._database)
         self.stretches = StretchStore(self._database)
+        self.steps = StepStore(self._database)
         self.journal = AuditJournal(self._database)
 
     def probe(self) -> None:

@@ -63,18 +63,19 @@ def _superseded(connection: Connection, intents: Sequence[Intent], severities: M
     """Collapse what waits for the same incident and channel, and is not being sent now; True where the new row need not be sent either.
 
     A notification shows the incident as it is when it is sent: while one that asks still waits, another one that asks says nothing
-    more; an acknowledgement that waits is overtaken by the end.
+    more; an acknowledgement that waits is overtaken by the end, and by what asks again: nobody has it any more.
     """
     waiting = _waiting(connection, {intent.incident_id for intent in intents}, now)
     needless = []
     for intent in intents:
         waits = waiting.get((intent.incident_id, intent.channel), [])
         overtaken = False
-        if intent.transition is Transition.RESOLVED:
+        if intent.transition is not Transition.ACKED:
             taken = [row.id for row in waits if row.transition == Transition.ACKED.value]
+            waits = [row for row in waits if row.transition != Transition.ACKED.value]
             if taken:
                 connection.execute(update(outbox).where(outbox.c.id.in_(taken)).values(state="superseded", finished_at=now))
-        elif intent.transition.value in OPENERS and waits and waits[-1].transition in OPENERS:
+        if intent.transition.value in OPENERS and waits and waits[-1].transition in OPENERS:
             overtaken = True
             severity = int(severities[intent.incident_id])
             worse = update(outbox).where(outbox.c.id == waits[-1].id, outbox.c.severity > severity)

@@ -36,8 +36,8 @@ class Switch:
 class Running:
     """Engine and delivery over one store; checks run when the test says, delivery by itself."""
 
-    def __init__(self, chosen: Settings, busy_timeout_s: float = 5.0) -> None:
-        self.clock = ManualClock()
+    def __init__(self, chosen: Settings, busy_timeout_s: float = 5.0, clock: ManualClock | None = None) -> None:
+        self.clock = clock or ManualClock()
         self.outcomes: list[tuple[str, str]] = []
         self.results: list[CheckResult] = []
         self.store = Store(chosen.state_url, busy_timeout_s=busy_timeout_s)
@@ -69,8 +69,8 @@ class Running:
 
 
 @asynccontextmanager
-async def running(chosen: Settings, busy_timeout_s: float = 5.0) -> AsyncIterator[Running]:
-    world = Running(chosen, busy_timeout_s)
+async def running(chosen: Settings, busy_timeout_s: float = 5.0, clock: ManualClock | None = None) -> AsyncIterator[Running]:
+    world = Running(chosen, busy_timeout_s, clock)
     await world.engine.start()
     loops = [asyncio.create_task(world.delivery.serve()), asyncio.create_task(world.engine.serve())]
     try:

@@ -32,6 +32,10 @@ class ManualClock:
         self._now += timedelta(seconds=seconds)
         self._monotonic += seconds
 
+    def set_by(self, seconds: float) -> None:
+        """Somebody, or NTP, sets the wall clock: no time passes."""
+        self._now += timedelta(seconds=seconds)
+
 
 @dataclass
 class Inbox:
