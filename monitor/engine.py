@@ -162,7 +162,7 @@ class Engine:
             self._stretches.give_back(stretches)
             raise
         entries = self._memory.take_unsaved()
-        outcomes = self.flaps.take_unsaved(self._clock.now(), self._clock.monotonic())
+        outcomes = self.flaps.take_unsaved(self._clock.now(), self._clock.monotonic(), whole=whole)
         try:
             await self._thread(self._store.kept.save, (*entries, *outcomes))
         except StoreError:

@@ -56,9 +56,9 @@ class Flaps:
                 if is_flapping(self.recent[key], flaps):
                     self.flapping.add(key)
 
-    def take_unsaved(self, now: datetime, monotonic: float) -> tuple[Entry, ...]:
-        """What to keep of those that swung lately, when that changed; now and then only. :meth:`give_back` it when it could not be."""
-        if not self._unsaved or monotonic - self._saved_at < SAVE_EVERY_S:
+    def take_unsaved(self, now: datetime, monotonic: float, *, whole: bool = False) -> tuple[Entry, ...]:
+        """What to keep of those that swung lately, when that changed; now and then unless ``whole``. :meth:`give_back` it when it could not be."""
+        if not self._unsaved or (monotonic - self._saved_at < SAVE_EVERY_S and not whole):
             return ()
         self._unsaved, self._saved_at = False, monotonic
         kept = {key: (key in self.flapping, outcomes) for key, outcomes in self.recent.items() if _swung(outcomes)}
