@@ -57,7 +57,7 @@ class Flaps:
                     self.flapping.add(key)
 
     def take_unsaved(self, now: datetime, monotonic: float, *, whole: bool = False) -> tuple[Entry, ...]:
-        """What to keep of those that swung lately, when that changed; now and then unless ``whole``. :meth:`give_back` it when it could not be."""
+        """What to keep of those that swung lately, when that changed; now and then only, unless ``whole``."""
         if not self._unsaved or (monotonic - self._saved_at < SAVE_EVERY_S and not whole):
             return ()
         self._unsaved, self._saved_at = False, monotonic
@@ -65,6 +65,7 @@ class Flaps:
         return (Entry(KEPT_AS, SHAPE, now, msgspec.json.encode(kept)),)
 
     def give_back(self) -> None:
+        """What was taken could not be kept."""
         self._unsaved, self._saved_at = True, float("-inf")
 
 
