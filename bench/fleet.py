@@ -16,6 +16,7 @@ from bench.http_probe import BLACKBOX, MODULE, version_of
 from bench.measure import BenchError, Cell, Figure, Side, cost
 from bench.plan import Plan
 from bench.processes import Program, Worker, free_port
+from monitor.store import Store
 
 EVERY_S = 30
 SETTLED_AFTER_S = 9
@@ -113,6 +114,7 @@ class _Fleet:
         ]
         config = self.folder / "config.toml"
         config.write_text("\n".join(lines) + "\n")
+        Store(f"sqlite:///{self.folder / 'monitor.db'}").close()  # as at every start but the first: there is nothing to migrate
         command = [sys.executable, "-m", "monitor", "run", "--config", str(config)]
         with Program(command, url=f"http://127.0.0.1:{port}/-/ready", log=self.folder / "monitor.log") as program:
             yield (program,)

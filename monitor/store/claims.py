@@ -6,7 +6,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, and_, func, or_, select, text, update
-from sqlalchemy.orm import aliased
 
 from alerts.digesting import Batch, Due, Manner, Spoken, home_of, take_turn
 from monitor.domain import Digest, Link, Notification, Transition
@@ -95,14 +94,14 @@ def is_free(now: datetime) -> Any:
 
 def is_blocked() -> Any:
     """Whether an earlier row of the same (incident, channel) is unfinished."""
-    earlier = aliased(outbox, name="earlier")
+    earlier = outbox.alias("earlier")
     same = (earlier.c.incident_id == outbox.c.incident_id, earlier.c.channel == outbox.c.channel)
     return select(earlier.c.id).where(*same, earlier.c.id < outbox.c.id, text(f"earlier.{PENDING}")).exists()
 
 
 def _due(connection: Connection, channel: str, now: datetime, limit: int) -> list[Due]:
     """The worst and oldest first, each with the earlier row of its incident that arrived first."""
-    sent, first = aliased(outbox, name="sent"), aliased(outbox, name="first")
+    sent, first = outbox.alias("sent"), outbox.alias("first")
     same = (sent.c.incident_id == outbox.c.incident_id, sent.c.channel == outbox.c.channel)
     arrived = select(func.min(sent.c.id)).where(*same, text("sent.state = 'sent'")).scalar_subquery()
     own = [outbox.c[name] for name in ("id", "incident_id", "severity", "transition", "created_at", "attempts", "digest")]

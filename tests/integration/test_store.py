@@ -1,6 +1,8 @@
 """One suite over SQLite and PostgreSQL: the store keeps decisions whole, and the outbox in order."""
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -8,6 +10,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from psycopg.conninfo import conninfo_to_dict
 
 from alerts.decide import Known, Policy, decide, groups_of
@@ -32,6 +36,7 @@ from monitor.domain import (
 from monitor.errors import StoreError, UsageError
 from monitor.store import Causes, Store
 from monitor.store.claims import Claimant, Voice
+from monitor.store.database import MIGRATIONS, read_revisions
 from monitor.stretches import Seen, Stretch
 from services.cluster import Cluster
 from tests.conftest import fresh_database
@@ -272,6 +277,22 @@ def test_a_newer_schema_is_refused(store: Store, url: str) -> None:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(StoreError, match="newer version"):
         Store(url)
+
+
+def test_the_newest_revision_is_read_as_alembic_reads_it() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    scripts = ScriptDirectory.from_config(config)
+    assert read_revisions(MIGRATIONS) == ({script.revision for script in scripts.walk_revisions()}, set(scripts.get_heads()))
+    assert len(scripts.get_heads()) == 1
+
+
+def test_a_state_of_today_is_opened_without_what_migrates(store: Store, url: str) -> None:
+    opens = (
+        "import sys; from monitor.store import Store; Store(sys.argv[1]).close(); print(sorted({'alembic', 'mako'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", opens, url], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_a_locked_file_is_one_clear_error(tmp_path: Path) -> None:
