@@ -1,6 +1,7 @@
 """Many incidents at once, on SQLite and PostgreSQL: few notifications, nothing lost, the order kept, and the end where the begin was."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,7 +12,19 @@ from alerts.digesting import Manner, Spoken
 from alerts.escalation import acknowledge
 from monitor.clock import SystemClock
 from monitor.digested import acknowledge_digest
-from monitor.domain import Digest, IncidentState, Notification, Outcome, Receipt, Transition
+from monitor.domain import (
+    Decision,
+    Digest,
+    EscalationStep,
+    Incident,
+    IncidentState,
+    Intent,
+    Notification,
+    Outcome,
+    Receipt,
+    Severity,
+    Transition,
+)
 from monitor.errors import UsageError
 from monitor.store import Store
 from monitor.store.claims import Claim, Claimant, Voice
@@ -194,6 +207,34 @@ def test_taking_a_digest_takes_every_incident_in_it_once(world: World) -> None:
     assert "from the pager" in world.history(digest.items[1].id)
     with pytest.raises(UsageError, match="no digest"):
         acknowledge_digest(world.store, "digest-none", "Ben", SystemClock())
+
+
+def test_a_storm_that_no_statistics_know_of_yet_is_told_in_time(world: World) -> None:
+    """PostgreSQL ends a statement after 15 seconds: a plan that joins all with all would not get there."""
+    chain = (EscalationStep(0, "on-call", ("chat",)),)
+    storm = [
+        Incident(
+            id=f"{number:012x}", group=f"g{number}", code=None, service=f"s{number % 50}", severity=Severity.P2, state=IncidentState.OPEN,
+            title="Down", summary="gone", evidence=(), first_step="", opened_at=T0, chain=chain, chain_since=T0, told=("chat",),
+        )
+        for number in range(10_000)
+    ]  # fmt: skip
+    over = [replace(incident, state=IncidentState.RESOLVED, resolved_at=LATER) for incident in storm]
+    told = 0
+    for kind, incidents, at in ((Transition.TRIGGERED, storm, T0), (Transition.RESOLVED, over, LATER)):
+        intents = tuple(Intent(incident.id, kind, "chat", "why") for incident in incidents)
+        decided = Decision(incidents=tuple(incidents), intents=intents)
+        world.store.incidents.decide("", (), lambda known, decided=decided: decided, at)  # type: ignore[misc]
+        for now in (at + timedelta(seconds=10 * step) for step in range(12)):
+            while claimed := world.claim(now):
+                for sending in claimed.sends:
+                    told += len(sending.items) if isinstance(sending, Digest) else 1
+                    assert world.store.outbox.sent(sending, "me", Receipt("x"), now)
+            assert world.store.outbox.untried_s(now) == 0
+            if world.store.outbox.next_due() is None:
+                break
+    assert told == 2 * len(storm)
+    assert world.store.outbox.queues() == ()
 
 
 def test_two_replicas_never_send_the_same_digest(world: World, url: str) -> None:
