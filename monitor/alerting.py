@@ -5,7 +5,6 @@ from datetime import datetime, timedelta
 
 from alerts.matchers import literal
 from alerts.muting import EXPIRED_KEPT, Muting
-from alerts.posted import PostedAlert
 from alerts.silences import build, expire
 from monitor.clock import Clock
 from monitor.config.settings import Settings
@@ -37,9 +36,9 @@ class Alerting:
     def now(self) -> datetime:
         return self._clock.now()
 
-    async def post(self, posted: Sequence[PostedAlert]) -> tuple[str, ...]:
-        """Store foreign alerts. Returns why some of them were not acceptable."""
-        return await self._intake.post(posted)
+    async def post(self, body: bytes) -> tuple[str, ...]:
+        """Store foreign alerts, in Alertmanager's form. Returns why some of them were not acceptable. Raises ``UsageError``."""
+        return await self._intake.post(body)
 
     async def acknowledge(self, key: str, who: str, note: str = "") -> int:
         """Take an incident, or every incident of a digest that nobody has, from whatever door. Returns how many. Raises ``UsageError``."""

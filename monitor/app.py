@@ -12,7 +12,7 @@ import uvicorn
 
 from monitor import config
 from monitor.alerting import Alerting
-from monitor.api import Answers, create_api
+from monitor.api import Answers, create_api, create_protocol
 from monitor.clock import Clock, SystemClock
 from monitor.config.settings import CheckInstance, Settings
 from monitor.deadman import DeadMan
@@ -217,8 +217,15 @@ class App:
             ping=self._heartbeats.ping,
             alerting=self._alerting,
         )
-        api = create_api(answers)
-        return uvicorn.Config(api, log_config=None, access_log=False, timeout_graceful_shutdown=2, lifespan="off", server_header=False)
+        return uvicorn.Config(
+            create_api(answers),
+            http=create_protocol(answers),
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=2,
+            lifespan="off",
+            server_header=False,
+        )
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

@@ -33,6 +33,8 @@ TICK_S = 1.0
 PRUNE_EVERY_S = 3600.0
 SETTLE_EVERY_S = 15.0
 MAX_SETTLED = 100_000
+MOST_SAID = 20
+"""Lines of incidents' histories that one decision logs; all of them are stored."""
 MAX_UNSAVED = 100_000
 """Results kept for the history while the store cannot be written; the oldest are dropped first."""
 
@@ -288,8 +290,10 @@ class Engine:
 
     def announce(self, decided: Decision) -> None:
         """Log what was committed, and wake delivery when it queued something."""
-        for entry in decided.timeline:
+        for entry in decided.timeline[:MOST_SAID]:
             log.info("incident", incident=entry.incident_id, event_kind=entry.kind, text=entry.text)
+        if len(decided.timeline) > MOST_SAID:
+            log.info("incidents", more=len(decided.timeline) - MOST_SAID, text="many at once: their histories tell the rest")
         if decided.intents:
             self.wake_delivery()
 

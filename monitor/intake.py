@@ -1,20 +1,29 @@
-"""Foreign alerts on their way in: many requests, one transaction (group commit), and an answer only once they are durable."""
+"""Foreign alerts on their way in: many requests, one transaction (group commit), and an answer only once they are durable.
+
+What is durable: every alert with its words, and the end that was answered for. An alert that is sent again with nothing new costs one
+conditional update of its moments, in the same transaction as the rest of the batch: were its new end kept in memory only, a restart
+would end it early and tell people that it is over.
+"""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import partial
+from functools import cache
 
 import structlog
 
 from alerts.decide import Known, Policy
-from alerts.posted import PostedAlert, accept, lapse, lapsed, receive
+from alerts.muting import Muting
+from alerts.posted import PostedPolicy, accept, lapse, lapsed, receive
 from monitor.clock import Clock
-from monitor.domain import Alert, AlertPolicy, Decision, Guide
+from monitor.domain import Alert, AlertPolicy, AlertState, Decision, Guide
 from monitor.engine import Engine
 from monitor.errors import StoreError
-from monitor.store import Store, StoreThread
+from monitor.picture import Picture
+from monitor.postings import Posting, read_postings
+from monitor.store import Repeat, Store, StoreThread
 
 BATCH_ALERTS = 2_000
 """Most alerts committed at once: a batch must not keep checks waiting for the store."""
@@ -31,8 +40,11 @@ class IntakeFull(StoreError):
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    alerts: Sequence[Alert]
+    """One request, and why some of its alerts are not acceptable."""
+
+    postings: Sequence[Posting]
     done: "asyncio.Future[None]"
+    refused: list[str] = field(default_factory=list)
 
 
 class Intake:
@@ -44,30 +56,28 @@ class Intake:
         self._thread = thread
         self._clock = clock
         self._guides = guides
-        self._queue: list[_Waiting] = []
+        self._queue: deque[_Waiting] = deque()
         self._queued = 0
         self._wake = asyncio.Event()
+        self._picture = Picture()
+        self._policy = engine.settings.posted
+        """What the picture was made by."""
         self.received = 0
         """Alerts made durable since the start."""
 
-    async def post(self, posted: Sequence[PostedAlert]) -> tuple[str, ...]:
-        """Store a request's alerts, the acceptable ones. Returns why the others are not. Raises ``StoreError``."""
-        now, policy = self._clock.now(), self._engine.settings.posted
-        accepted, refused = [], []
-        for one in posted:
-            try:
-                accepted.append(accept(one, policy, self._guides, now))
-            except ValueError as exc:
-                refused.append(str(exc))
-        if accepted:
-            if self._queued + len(accepted) > MOST_WAITING:
-                raise IntakeFull(f"{self._queued} alerts wait to be stored")
-            waiting = _Waiting(accepted, asyncio.get_running_loop().create_future())
-            self._queue.append(waiting)
-            self._queued += len(accepted)
-            self._wake.set()
-            await waiting.done
-        return tuple(refused)
+    async def post(self, body: bytes) -> tuple[str, ...]:
+        """Store the acceptable alerts of a request. Returns why the others are not. Raises ``UsageError``, ``StoreError``."""
+        postings = read_postings(body, self._picture.knows)
+        if not postings:
+            return ()
+        if self._queued + len(postings) > MOST_WAITING:
+            raise IntakeFull(f"{self._queued} alerts wait to be stored")
+        waiting = _Waiting(postings, asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        self._queued += len(postings)
+        self._wake.set()
+        await waiting.done
+        return tuple(waiting.refused)
 
     async def serve(self) -> None:
         """Commit what waits, all that fits in one transaction; while one commits, the next batch gathers."""
@@ -78,11 +88,13 @@ class Intake:
                     async with asyncio.timeout(max(0.0, next_lapse - self._clock.monotonic())):
                         await self._wake.wait()
                 except TimeoutError:
-                    await self._lapse()
-                    next_lapse = self._clock.monotonic() + LAPSE_EVERY_S
+                    pass
+                self._wake.clear()
                 while self._queue:
                     await self._commit(self._take())
-                self._wake.clear()
+                if self._clock.monotonic() >= next_lapse:
+                    await self._lapse()
+                    next_lapse = self._clock.monotonic() + LAPSE_EVERY_S
         finally:
             for waiting in self._queue:
                 waiting.done.cancel()
@@ -90,39 +102,53 @@ class Intake:
     def _take(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
         size = 0
-        while self._queue and (not batch or size + len(self._queue[0].alerts) <= BATCH_ALERTS):
-            waiting = self._queue.pop(0)
-            size += len(waiting.alerts)
+        while self._queue and (not batch or size + len(self._queue[0].postings) <= BATCH_ALERTS):
+            waiting = self._queue.popleft()
+            size += len(waiting.postings)
             batch.append(waiting)
         self._queued -= size
         return batch
 
     async def _commit(self, batch: list[_Waiting]) -> None:
-        sent = [alert for waiting in batch for alert in waiting.alerts]
         try:
-            await self._decide(sent)
+            self._engine.announce(await self._thread(self._store_batch, batch))
         except StoreError as exc:
             for waiting in batch:
                 if not waiting.done.done():
                     waiting.done.set_exception(exc)
-            log.error("alerts cannot be stored; their senders are told", alerts=len(sent), error=str(exc))
+            log.error("alerts cannot be stored; their senders are told", alerts=_count(batch), error=str(exc))
             return
         except asyncio.CancelledError:
             for waiting in batch:
                 waiting.done.cancel()
             raise
-        self.received += len(sent)
+        self.received += _count(batch)
         for waiting in batch:
             if not waiting.done.done():
                 waiting.done.set_result(None)
 
+    def _store_batch(self, batch: list[_Waiting]) -> Decision:
+        """On the store's thread: what these postings change, committed."""
+        now, policy = self._clock.now(), self._engine.settings.posted
+        if policy is not self._policy:
+            self._picture.clear()
+            self._policy = policy
+        sorting = _Sorting(self._picture, policy, self._guides, now)
+        for waiting in batch:
+            sorting.add(waiting)
+        decided = self._receive(
+            tuple(sorting.repeats.values()), sorting.sent, lambda known, sent, policy: receive(known, sent, policy, now), now
+        )
+        sorting.remember(decided)
+        return decided
+
     async def _lapse(self) -> None:
-        """End what was not sent again; what is still to be stored was sent again. A batch at once, the rest within a second."""
+        """End what was not sent again: a batch at once, the rest within a second."""
 
         def judge() -> Decision:
             now = self._clock.now()
             over = lapsed(self._store.incidents.lapsed(now, BATCH_ALERTS), now)
-            return self._receive(over, now, lambda known, policy: lapse(known, policy, now)) if over else Decision()
+            return self._receive((), lambda _: over, lambda known, _, policy: lapse(known, policy, now), now) if over else Decision()
 
         try:
             await self._engine.steps.notice()  # no clock that was set ends an alert
@@ -130,15 +156,80 @@ class Intake:
         except StoreError as exc:
             log.error("alerts that ended cannot be looked up", error=str(exc))
 
-    async def _decide(self, sent: list[Alert]) -> None:
-        """What these alerts change, on the store's thread."""
-        now = self._clock.now()
-        judge = partial(self._receive, sent, now, lambda known, policy: receive(known, sent, policy, now))
-        self._engine.announce(await self._thread(judge))
+    def _receive(
+        self,
+        repeats: Sequence[Repeat],
+        sent: Callable[[bool], Sequence[Alert]],
+        judge: Callable[[Known, Sequence[Alert], Policy], Decision],
+        now: datetime,
+    ) -> Decision:
+        @cache
+        def muting() -> Muting:
+            return self._engine.muting(now)
 
-    def _receive(self, sent: Sequence[Alert], now: datetime, judge: Callable[[Known, Policy], Decision]) -> Decision:
-        muting = self._engine.muting(now)
-        policy = replace(self._engine.policy(AlertPolicy()), muting=muting)
-        return self._store.incidents.receive(
-            sent, lambda known: judge(known, policy), now, lambda alert: not muting or not muting.reasons(alert, now)
-        )
+        def decide(known: Known, alerts: Sequence[Alert]) -> Decision:
+            return judge(known, alerts, replace(self._engine.policy(AlertPolicy()), muting=muting()))
+
+        def speaks(alert: Alert) -> bool:
+            return not muting() or not muting().reasons(alert, now)
+
+        return self._store.incidents.receive(repeats, sent, decide, now, speaks)
+
+
+class _Sorting:
+    """One batch, sorted into what only repeats and what goes the whole way."""
+
+    def __init__(self, picture: Picture, policy: PostedPolicy, guides: Mapping[str, Guide], now: datetime) -> None:
+        self._picture = picture
+        self._policy = policy
+        self._guides = guides
+        self._now = now
+        self.repeats: dict[bytes, Repeat] = {}
+        self._repeated: list[tuple[_Waiting, Posting]] = []
+        self._whole: list[tuple[Posting, Alert]] = []
+        self._news: set[bytes] = set()
+        """Keys of what went the whole way: what follows in this batch goes after it."""
+
+    def add(self, waiting: _Waiting) -> None:
+        for posting in waiting.postings:
+            repeat = None
+            if posting.key not in self._news:
+                repeat = self._picture.repeat(posting, self._policy.resolve_after, self._now, self.repeats.get(posting.key))
+            if repeat is None:
+                self._news.add(posting.key)
+                self._accept([(waiting, posting)])
+            else:
+                self.repeats[posting.key] = repeat
+                self._repeated.append((waiting, posting))
+
+    def sent(self, all_met: bool) -> Sequence[Alert]:
+        """What goes the whole way: when a repetition did not meet its row, everything, in its order."""
+        if not all_met:
+            whole, self._whole = self._whole, []
+            self._accept(self._repeated)
+            self._whole += whole
+            self.repeats.clear()
+        return [alert for _, alert in self._whole]
+
+    def remember(self, decided: Decision) -> None:
+        """Bring the picture up to what was committed."""
+        for key, repeat in self.repeats.items():
+            self._picture.keep_repeat(key, repeat)
+        stored = {alert.fingerprint: alert for alert in decided.alerts}
+        for posting, alert in self._whole:
+            last = stored.get(alert.fingerprint)
+            if last is not None and last.state is AlertState.FIRING:
+                self._picture.keep(posting, last)
+            else:
+                self._picture.drop(posting.key)
+
+    def _accept(self, postings: Iterable[tuple[_Waiting, Posting]]) -> None:
+        for waiting, posting in postings:
+            try:
+                self._whole.append((posting, accept(posting.read(), self._policy, self._guides, self._now)))
+            except ValueError as exc:
+                waiting.refused.append(str(exc))
+
+
+def _count(batch: Iterable[_Waiting]) -> int:
+    return sum(len(waiting.postings) for waiting in batch)

@@ -4,7 +4,8 @@ import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Header, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
@@ -15,13 +16,21 @@ from starlette.staticfiles import StaticFiles
 
 from dashboards.status_page import CONTENT_SECURITY_POLICY, STATIC, PageInput, render_fragment, render_incident, render_page
 from monitor.alerting import Alerting
-from monitor.api.alertmanager import alertmanager_routes
+from monitor.api.alertmanager import MAX_BODY_BYTES, alertmanager_routes, take_alerts
 from monitor.api.doors import door_routes
 from monitor.api.pings import ping_routes
+from monitor.api.posting import posting_protocol
 from monitor.domain import Incident, TimelineEntry
 from monitor.errors import ConfigError, StoreError, UsageError
 from monitor.metrics.exposition import CONTENT_TYPE
 from monitor.probes_contract import Ping
+
+_GUARDS = (
+    ("content-security-policy", CONTENT_SECURITY_POLICY),
+    ("x-content-type-options", "nosniff"),
+    ("referrer-policy", "no-referrer"),
+)
+_UNCACHED = ("cache-control", "no-store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +66,16 @@ def create_api(answers: Answers) -> FastAPI:
         alertmanager_routes(answers.alerting, lambda request: _refuse(answers.token(), request.headers.get("Authorization", "")))
     )
     return api
+
+
+def create_protocol(answers: Answers) -> Any:
+    """What uvicorn speaks: HTTP as ever, with a short way in for posted alerts."""
+    return posting_protocol(
+        partial(take_alerts, answers.alerting),
+        lambda authorization: _refuse(answers.token(), authorization) is None,
+        MAX_BODY_BYTES,
+        (*_GUARDS, _UNCACHED),
+    )
 
 
 def _pages(answers: Answers) -> APIRouter:
@@ -116,11 +135,8 @@ def _operations(answers: Answers) -> APIRouter:
 
 async def _guard_answer(request: Request, call_next: RequestResponseEndpoint) -> Response:
     response = await call_next(request)
-    response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Referrer-Policy"] = "no-referrer"
-    if not request.url.path.startswith("/static"):
-        response.headers["Cache-Control"] = "no-store"
+    for name, value in _GUARDS if request.url.path.startswith("/static") else (*_GUARDS, _UNCACHED):
+        response.headers[name] = value
     return response
 
 

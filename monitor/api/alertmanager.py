@@ -11,7 +11,6 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from alerts.matchers import checked, parse_matchers
-from alerts.posted import PostedAlert
 from alerts.silences import build, change
 from monitor.alerting import Alerting
 from monitor.alertmanager import (
@@ -27,16 +26,6 @@ from monitor.domain import Matcher, Silence
 from monitor.errors import StoreError, UsageError
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
-_UNSET_YEAR = 1
-"""Go's zero time: what amtool sends for a moment that was not given."""
-
-
-class _Alert(msgspec.Struct, rename="camel"):
-    labels: dict[str, str]
-    annotations: dict[str, str] = {}
-    starts_at: datetime | None = None
-    ends_at: datetime | None = None
-    generator_url: str = msgspec.field(default="", name="generatorURL")
 
 
 class _Matcher(msgspec.Struct, rename="camel"):
@@ -55,7 +44,6 @@ class _Silence(msgspec.Struct, rename="camel"):
     id: str = ""
 
 
-_ALERTS = msgspec.json.Decoder(list[_Alert])
 _SILENCE = msgspec.json.Decoder(_Silence)
 
 Refusal = Callable[[Request], Response | None]
@@ -79,7 +67,6 @@ def alertmanager_routes(alerting: Alerting, refuse: Refusal) -> APIRouter:
         ("/silence/{silence_id}", face.silence),
     )
     changing = (
-        ("/alerts", "POST", face.post_alerts),
         ("/silences", "POST", face.post_silence),
         ("/silence/{silence_id}", "DELETE", face.delete_silence),
     )
@@ -87,14 +74,50 @@ def alertmanager_routes(alerting: Alerting, refuse: Refusal) -> APIRouter:
         routes.add_api_route(path, _endpoint(answer, None), methods=["GET"], response_class=Response)
     for path, method, change_it in changing:
         routes.add_api_route(path, _endpoint(change_it, refuse), methods=[method], response_class=Response)
+    routes.add_api_route("/alerts", _posting(alerting, refuse), methods=["POST"], response_class=Response)
     return routes
+
+
+async def take_alerts(alerting: Alerting, body: bytes) -> tuple[int, bytes]:
+    """Store the alerts of one request. Gives the status and the JSON to answer; nothing when all is well."""
+    try:
+        refused = await alerting.post(body)
+    except UsageError as exc:
+        return 400, msgspec.json.encode(str(exc))
+    except StoreError as exc:
+        return 503, msgspec.json.encode(_unusable(exc))
+    return (400, msgspec.json.encode("; ".join(refused[:20]))) if refused else (200, b"")
+
+
+def _posting(alerting: Alerting, refuse: Refusal) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        refusal = refuse(request)
+        if refusal is not None:
+            return _refused(refusal)
+        try:
+            body = await _body(request)
+        except _Refused as exc:
+            return _json(str(exc), exc.status)
+        status, content = await take_alerts(alerting, body)
+        return Response(content, status, media_type="application/json" if content else None)
+
+    return endpoint
+
+
+def _refused(refusal: Response) -> Response:
+    """A refusal as Alertmanager tells errors."""
+    return _json(bytes(refusal.body).decode().strip(), refusal.status_code)
+
+
+def _unusable(exc: StoreError) -> str:
+    return f"the state cannot be used now: {exc}"
 
 
 def _endpoint(answer: Callable[[Request], Awaitable[Any]], refuse: Refusal | None) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         refusal = refuse(request) if refuse else None
         if refusal is not None:
-            return _json(bytes(refusal.body).decode().strip(), refusal.status_code)
+            return _refused(refusal)
         try:
             value = await answer(request)
         except _Refused as exc:
@@ -102,7 +125,7 @@ def _endpoint(answer: Callable[[Request], Awaitable[Any]], refuse: Refusal | Non
         except (UsageError, ValueError) as exc:
             return _json(str(exc), 400)
         except StoreError as exc:
-            return _json(f"the state cannot be used now: {exc}", 503)
+            return _json(_unusable(exc), 503)
         return Response(status_code=200) if value is None else _json(value)
 
     return endpoint
@@ -131,11 +154,6 @@ class _Face:
 
     async def silence(self, request: Request) -> dict[str, Any]:
         return show_silence(await _find(self._alerting, request), self._alerting.now())
-
-    async def post_alerts(self, request: Request) -> None:
-        refused = await self._alerting.post([_posted(one) for one in _decode(_ALERTS, await _body(request))])
-        if refused:
-            raise _Refused(400, "; ".join(refused[:20]))
 
     async def post_silence(self, request: Request) -> dict[str, str]:
         return {"silenceID": await _save_silence(self._alerting, _decode(_SILENCE, await _body(request)))}
@@ -179,18 +197,6 @@ async def _find(alerting: Alerting, request: Request) -> Silence:
     if found is None:
         raise _Refused(404, f"silence {silence_id} not found")
     return found
-
-
-def _posted(sent: _Alert) -> PostedAlert:
-    return PostedAlert(sent.labels, sent.annotations, _moment(sent.starts_at), _moment(sent.ends_at), sent.generator_url)
-
-
-def _moment(sent: datetime | None) -> datetime | None:
-    if sent is None or sent.year == _UNSET_YEAR:
-        return None
-    if sent.tzinfo is None:
-        raise ValueError("a moment without an offset from UTC")
-    return sent
 
 
 def _filter(request: Request) -> tuple[Matcher, ...]:

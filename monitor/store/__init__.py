@@ -9,6 +9,8 @@ from monitor.store.kept import KeptStore
 from monitor.store.knowing import Causes
 from monitor.store.obeyed import ObeyedStore
 from monitor.store.outbox import ChannelQueue, Outbox
+from monitor.store.plain_rows import micros
+from monitor.store.repeats import Repeat
 from monitor.store.silences import SilenceStore
 from monitor.store.steps import StepStore
 from monitor.store.stretches import StretchStore
@@ -58,6 +60,7 @@ __all__ = [
     "HeartbeatStore",
     "History",
     "Outbox",
+    "Repeat",
     "ReportLog",
     "RunCount",
     "SilenceStore",
@@ -65,5 +68,6 @@ __all__ = [
     "StoreThread",
     "StretchStore",
     "hour_of",
+    "micros",
     "open_readable",
 ]

@@ -15,10 +15,13 @@ Row = tuple[Any, ...]
 
 
 class Statement:
-    """Compiled once for one kind of database; takes rows of plain values in the order of ``names``."""
+    """Compiled once for one kind of database; takes rows of plain values in the order of ``names``.
 
-    def __init__(self, statement: Any, names: Sequence[str], dialect: Dialect) -> None:
-        compiled = statement.compile(dialect=dialect, column_keys=list(names))
+    ``columns`` are those that an ``INSERT`` fills.
+    """
+
+    def __init__(self, statement: Any, names: Sequence[str], dialect: Dialect, columns: Sequence[str] | None = None) -> None:
+        compiled = statement.compile(dialect=dialect, column_keys=columns)
         self._text = str(compiled)
         self._names = tuple(names)
         order: list[str] | None = getattr(compiled, "positiontup", None)
@@ -40,7 +43,7 @@ class Statement:
 
 def insert_into(target: Table, names: Sequence[str], dialect: Dialect) -> Statement:
     """``INSERT``; what is not named gets its default."""
-    return Statement(insert(target).inline(), names, dialect)
+    return Statement(insert(target).inline(), names, dialect, names)
 
 
 def upsert_into(target: Table, dialect: Dialect) -> Statement:
@@ -49,7 +52,8 @@ def upsert_into(target: Table, dialect: Dialect) -> Statement:
     keys = [one.name for one in target.primary_key]
     changes = {one.name: new.excluded[one.name] for one in target.columns if one.name not in keys}
     statement: Insert = new.on_conflict_do_update(index_elements=keys, set_=changes)
-    return Statement(statement, [one.name for one in target.columns], dialect)
+    names = [one.name for one in target.columns]
+    return Statement(statement, names, dialect, names)
 
 
 def untyped(target: Table) -> TableClause:

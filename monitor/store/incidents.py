@@ -24,6 +24,7 @@ from monitor.store.knowing import (
     read_incidents,
 )
 from monitor.store.plain_rows import micros
+from monitor.store.repeats import Repeat, Repeating
 from monitor.store.rows import timeline_of
 from monitor.store.saving import Saving
 from monitor.store.schema import alerts, incidents, outbox, timeline
@@ -38,6 +39,7 @@ class IncidentStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._saving = Saving(database.dialect)
+        self._repeating = Repeating(database.dialect)
 
     def decide(
         self,
@@ -55,10 +57,24 @@ class IncidentStore:
                 self._saving.save(connection, decided, now)
             return decided
 
-    def receive(self, sent: Sequence[Alert], decision: Callable[[Known], Decision], now: datetime, speaks: Speaks) -> Decision:
-        """Decide about alerts that were sent, or that end, and commit. ``speaks`` says of an alert that nothing mutes it."""
+    def receive(
+        self,
+        repeats: Sequence[Repeat],
+        sent: Callable[[bool], Sequence[Alert]],
+        decision: Callable[[Known, Sequence[Alert]], Decision],
+        now: datetime,
+        speaks: Speaks,
+    ) -> Decision:
+        """Write repetitions, then decide about alerts that were sent, or end; one transaction, or none.
+
+        ``sent`` gives these alerts, told whether every repetition met its row: if not, those sent again must be among them. ``speaks``
+        says of an alert that nothing mutes it.
+        """
         with self._database.write() as connection:
-            decided = decision(known_to(connection, sent, speaks))
+            alerts_sent = sent(self._repeating.run(connection, repeats))
+            if not alerts_sent:
+                return Decision()
+            decided = decision(known_to(connection, alerts_sent, speaks), alerts_sent)
             if decided:
                 self._saving.save(connection, decided, now)
             return decided

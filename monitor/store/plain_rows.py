@@ -51,14 +51,14 @@ def alert_values(alert: Alert) -> tuple[Any, ...]:
         alert.bad_runs,
         alert.good_runs,
         micros(alert.pending_since),
-        micros(alert.firing_since),
-        micros(alert.resolved_at),
-        micros(alert.good_since),
+        _micros(alert.firing_since),
+        _micros(alert.resolved_at),
+        _micros(alert.good_since),
         _text(alert.annotations),
         alert.generator_url,
-        micros(alert.ends_at),
+        _micros(alert.ends_at),
         alert.ends_unsaid,
-        micros(alert.updated_at),
+        _micros(alert.updated_at),
     )
 
 
@@ -110,18 +110,18 @@ def incident_values(incident: Incident) -> tuple[Any, ...]:
         micros(incident.chain_since),
         _text(incident.told),
         incident.step,
-        micros(incident.next_escalation_at),
-        micros(incident.acked_at),
+        _micros(incident.next_escalation_at),
+        _micros(incident.acked_at),
         incident.acked_by,
-        micros(incident.resolved_at),
+        _micros(incident.resolved_at),
         _response_text(incident.response),
         incident.asked,
         _text(incident.muted),
-        micros(incident.muted_at),
-        micros(incident.breached_at),
-        micros(incident.ack_expires_at),
-        micros(incident.remind_at),
-        micros(incident.wake_at),
+        _micros(incident.muted_at),
+        _micros(incident.breached_at),
+        _micros(incident.ack_expires_at),
+        _micros(incident.remind_at),
+        _micros(incident.wake_at),
     )
 
 
@@ -167,8 +167,12 @@ def timeline_values(entry: TimelineEntry) -> tuple[Any, ...]:
     return entry.incident_id, micros(entry.at), entry.kind, entry.text, entry.actor
 
 
-def micros(moment: datetime | None) -> int | None:
+def micros(moment: datetime) -> int:
     """Microseconds since 1970, as moments are stored."""
+    return (moment - EPOCH) // MICROSECOND
+
+
+def _micros(moment: datetime | None) -> int | None:
     return None if moment is None else (moment - EPOCH) // MICROSECOND
 
 

@@ -8,11 +8,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import psycopg
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from psycopg.conninfo import conninfo_to_dict
 
 from alerts.decide import Known, Policy, decide, groups_of
 from alerts.escalation import acknowledge, mute
@@ -39,7 +37,7 @@ from monitor.store.claims import Claimant, Voice
 from monitor.store.database import MIGRATIONS, read_revisions
 from monitor.stretches import Seen, Stretch
 from services.cluster import Cluster
-from tests.conftest import fresh_database
+from tests.support.databases import state_url
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DOWN = FindingKind("ServiceDown", Severity.P1, "INC-001", "down")
@@ -49,13 +47,7 @@ POLICY = Policy(alert=AlertPolicy(fail_after=1, recover_after=1), chains=dict.fr
 
 @pytest.fixture(params=["sqlite", "pg18", "pg15"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'state' / 'monitor.db'}"
-        return
-    cluster: Cluster = request.getfixturevalue(request.param)
-    for dsn in fresh_database(cluster):
-        parts = conninfo_to_dict(dsn)
-        yield f"postgresql+psycopg://postgres@127.0.0.1:{parts['port']}/{parts['dbname']}"
+    yield from state_url(None if request.param == "sqlite" else request.getfixturevalue(request.param), tmp_path)
 
 
 @pytest.fixture
@@ -327,10 +319,8 @@ def test_an_unreachable_server_is_one_clear_error_without_its_password() -> None
     assert "s3cret" not in str(caught.value)
 
 
-def test_two_replicas_decide_one_incident(pg18: Cluster) -> None:
-    for dsn in fresh_database(pg18):
-        parts = conninfo_to_dict(dsn)
-        address = f"postgresql+psycopg://postgres@127.0.0.1:{parts['port']}/{parts['dbname']}"
+def test_two_replicas_decide_one_incident(pg18: Cluster, tmp_path: Path) -> None:
+    for address in state_url(pg18, tmp_path):
         one, two = Store(address), Store(address)
         put(one, result(Outcome.FOUND))
         put(two, replace(result(Outcome.FOUND), started_at=T0 + timedelta(seconds=1)), T0 + timedelta(seconds=1))
@@ -339,7 +329,6 @@ def test_two_replicas_decide_one_incident(pg18: Cluster) -> None:
         assert claim(two, owner="other") == []
         one.close()
         two.close()
-        psycopg.connect(dsn).close()
 
 
 def test_silences_are_kept_whole_found_by_a_beginning_and_forgotten_in_time(store: Store) -> None:

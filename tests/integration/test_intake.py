@@ -1,0 +1,192 @@
+"""The intake over a real store, SQLite and PostgreSQL: what is sent again is written shortly, and nothing is lost by it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alerts.decide import Policy
+from alerts.muting import Muting
+from alerts.posted import PostedPolicy
+from monitor.clock import SystemClock
+from monitor.domain import Alert, AlertPolicy, Decision, EscalationStep, Incident, Severity
+from monitor.errors import UsageError
+from monitor.intake import Intake
+from monitor.store import Store, StoreThread
+from services.cluster import Cluster
+from tests.support.databases import state_url
+
+T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+POLICY = Policy(alert=AlertPolicy(), chains=dict.fromkeys(Severity, (EscalationStep(0, "on-call", ("page",)),)))
+
+
+class SetClock(SystemClock):
+    """The wall clock stands where it is put; the monotonic one runs."""
+
+    def __init__(self, at: datetime) -> None:
+        self._at = at
+
+    def now(self) -> datetime:
+        return self._at
+
+    def advance(self, seconds: float) -> None:
+        self._at += timedelta(seconds=seconds)
+
+
+@dataclass
+class Judging:
+    """What the intake asks of the engine."""
+
+    posted: PostedPolicy = field(default_factory=PostedPolicy)
+    decided: list[Decision] = field(default_factory=list)
+
+    @property
+    def settings(self) -> "Judging":
+        return self
+
+    @property
+    def steps(self) -> "Judging":
+        return self
+
+    async def notice(self) -> bool:
+        return False
+
+    def policy(self, _: AlertPolicy) -> Policy:
+        return POLICY
+
+    def muting(self, _: datetime) -> Muting:
+        return Muting()
+
+    def announce(self, decided: Decision) -> None:
+        self.decided.append(decided)
+
+
+@pytest.fixture(params=["sqlite", "pg18"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    cluster: Cluster | None = None if request.param == "sqlite" else request.getfixturevalue(request.param)
+    for url in state_url(cluster, tmp_path):
+        opened = Store(url)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock(T0)
+
+
+@asynccontextmanager
+async def taking(store: Store, clock: SetClock) -> AsyncIterator[tuple[Intake, Judging]]:
+    thread, engine = StoreThread(), Judging()
+    intake = Intake(engine, store=store, thread=thread, clock=clock, guides={})  # type: ignore[arg-type]
+    serving = asyncio.create_task(intake.serve())
+    try:
+        yield intake, engine
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        thread.close()
+
+
+def body(*names: str, ends: datetime | None = None, words: str = "full", group: str = "files", **more: Any) -> bytes:
+    said = {"endsAt": ends.isoformat()} if ends else {}
+    labels = [{"alertname": "DiskFull", "service": group, "instance": name, "severity": "warning"} for name in names]
+    return json.dumps(
+        [{"labels": one, "annotations": {"summary": words}, "startsAt": T0.isoformat(), **said, **more} for one in labels]
+    ).encode()
+
+
+def stored(store: Store) -> dict[str, Alert]:
+    return {dict(alert.labels)["instance"]: alert for alert in store.incidents.firing()}
+
+
+def open_incidents(store: Store) -> tuple[Incident, ...]:
+    return store.incidents.list(unresolved=True)
+
+
+async def test_what_is_sent_again_gets_its_new_end_and_decides_nothing(store: Store, clock: SetClock) -> None:
+    async with taking(store, clock) as (intake, engine):
+        await intake.post(body("a", "b", ends=T0 + 4 * MINUTE))
+        clock.advance(60)
+        again = body("a", "b", ends=T0 + 5 * MINUTE, generatorURL="http://other/graph")
+        before = [decided for decided in engine.decided if decided]
+        assert await intake.post(again) == ()
+        assert [decided for decided in engine.decided if decided] == before
+        for alert in stored(store).values():
+            assert (alert.ends_at, alert.updated_at, alert.ends_unsaid) == (T0 + 5 * MINUTE, T0 + MINUTE, False)
+            assert alert.generator_url == "http://other/graph"
+        await intake.post(body("a", ends=T0 + 3 * MINUTE))
+        assert stored(store)["a"].ends_at == T0 + 5 * MINUTE
+        await intake.post(body("a", words="fuller", ends=T0 + 6 * MINUTE))
+        assert (stored(store)["a"].summary, stored(store)["a"].ends_at) == ("fuller", T0 + 6 * MINUTE)
+
+
+async def test_an_end_and_a_new_begin_count_in_the_order_they_came(store: Store, clock: SetClock) -> None:
+    async with taking(store, clock) as (intake, _):
+        await intake.post(body("a", ends=T0 + 4 * MINUTE))
+        clock.advance(60)
+        over, again = body("a", ends=T0 + MINUTE / 2), body("a", ends=T0 + 5 * MINUTE)
+        await asyncio.gather(intake.post(again), intake.post(over), intake.post(again))
+        assert stored(store)["a"].ends_at == T0 + 5 * MINUTE
+        (incident,) = open_incidents(store)
+        await asyncio.gather(intake.post(again), intake.post(over))
+        assert stored(store) == {}
+        assert open_incidents(store) == ()
+        await intake.post(again)
+        (second,) = open_incidents(store)
+        assert second.id != incident.id
+
+
+async def test_two_that_write_the_same_state_never_lose_each_others_word(store: Store, clock: SetClock) -> None:
+    async with taking(store, clock) as (here, _), taking(store, clock) as (there, _):
+        await here.post(body("a", ends=T0 + 9 * MINUTE))
+        clock.advance(60)
+        await there.post(body("a", words="fuller", ends=T0 + 5 * MINUTE))  # an earlier end, but the later one was named
+        assert (stored(store)["a"].summary, stored(store)["a"].ends_at) == ("fuller", T0 + 9 * MINUTE)
+        clock.advance(60)
+        await here.post(body("a", ends=T0 + 10 * MINUTE))
+        assert (stored(store)["a"].summary, stored(store)["a"].ends_at) == ("full", T0 + 10 * MINUTE)
+        await there.post(body("a", ends=T0 + MINUTE))
+        assert stored(store) == {}
+        await here.post(body("a", ends=T0 + 11 * MINUTE))
+        assert stored(store)["a"].ends_at == T0 + 11 * MINUTE
+        assert len(open_incidents(store)) == 1
+
+
+async def test_a_group_goes_on_while_one_of_its_alerts_fires(store: Store, clock: SetClock) -> None:
+    many = [f"host{number}" for number in range(30)]
+    async with taking(store, clock) as (intake, _):
+        await intake.post(body(*many, ends=T0 + 9 * MINUTE))
+        clock.advance(60)
+        (incident,) = open_incidents(store)
+        await intake.post(body(*many[:-1], ends=T0 + MINUTE))
+        assert [one.id for one in open_incidents(store)] == [incident.id]
+        assert set(stored(store)) == {many[-1]}
+        await intake.post(body(many[-1], ends=T0 + MINUTE))
+        assert open_incidents(store) == ()
+
+
+async def test_a_storm_is_stored_whole_and_each_group_has_its_own_incident(store: Store, clock: SetClock) -> None:
+    async with taking(store, clock) as (intake, _):
+        posts = [body("a", group=f"g{number}", ends=T0 + 9 * MINUTE) for number in range(300)]
+        await asyncio.gather(*map(intake.post, posts))
+        incidents = store.incidents.list(unresolved=True, limit=1000)
+        assert {incident.service for incident in incidents} == {f"g{number}" for number in range(300)}
+        assert sum(queue.pending for queue in store.outbox.queues()) == 300
+
+
+async def test_a_body_that_is_no_list_of_alerts_stores_nothing(store: Store, clock: SetClock) -> None:
+    async with taking(store, clock) as (intake, _):
+        for wrong in (b"", b"{}", b'[{"labels":{"alertname":1}}]', b'[{"labels":{"a":"b"}},{"labels":null}]', body("a")[:-3]):
+            with pytest.raises(UsageError, match="bad request body"):
+                await intake.post(wrong)
+        assert stored(store) == {}
+        assert await intake.post(b'[{"labels":{}},{"labels":{"alertname":"A","instance":"x"}}]') == ("at least one label pair required",)
+        assert set(stored(store)) == {"x"}
