@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 
 from alerts.json_http import JsonClient
-from alerts.message import compose
+from alerts.message import TAKE, compose
 from monitor.domain import Incident, IncidentState, Link, Notification, Receipt, Severity, Sighting, Standing, Transition, Upkeep, pairs
 from monitor.errors import DeliveryError
 from monitor.plugins import Duration, LocalPath, NotifyContext, PluginConfig, Secret, notifier
@@ -145,6 +145,7 @@ def _annotations(incident: Incident, url: str, now: datetime) -> dict[str, str]:
         "evidence": "\n".join(message.evidence),
         "first_step": message.first_step,
         "incident_url": url,
+        "acknowledge_url": f"{url}{TAKE}" if url and incident.state is IncidentState.OPEN else "",
     }
     return {name: text for name, text in found.items() if text}
 

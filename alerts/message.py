@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from urllib.parse import urlsplit
 
-from monitor.domain import DigestItem, Incident, Link, Notification, Severity, Transition
+from monitor.domain import DigestItem, Incident, IncidentState, Link, Notification, Severity, Transition
 
 TITLE_CHARS = 150
 LINE_CHARS = 300
@@ -18,6 +18,8 @@ STEP_CHARS = 600
 URL_CHARS = 2000
 EVIDENCE_LINES = 3
 LINKS = 4
+TAKE = "#acknowledge"
+"""The part of an incident's page where it is taken."""
 
 SEVERITY_WORDS = {Severity.P1: "critical", Severity.P2: "high", Severity.P3: "medium", Severity.P4: "low"}
 STATUS_WORDS = {
@@ -117,6 +119,17 @@ def sentence_of(reason: str, transition: Transition) -> str:
     if not text:
         return STATUS_WORDS[transition]
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "…")) else ".")
+
+
+def links_for(incident: Incident, external_url: str) -> tuple[Link, ...]:
+    """Where the incident is shown, taken and explained, all of it on its page. Following them changes nothing: scanners of mail do.
+
+    The first is the page itself.
+    """
+    page = f"{external_url}/incidents/{incident.id}"
+    take = (Link("Acknowledge", page + TAKE),) if incident.state is IncidentState.OPEN else ()
+    runbook = (Link("Runbook", f"{page}#runbook"),) if incident.state is not IncidentState.RESOLVED else ()
+    return (Link("Incident", page), *take, *runbook)
 
 
 def as_line(message: Message) -> str:

@@ -5,7 +5,7 @@ Pure. The limits are Slack's own (docs.slack.dev, Block Kit) and the undocumente
 
 from typing import Any
 
-from alerts.message import Message, as_line
+from alerts.message import TAKE, Message, as_line
 from monitor.domain import Severity, Transition
 
 HEADER_CHARS = 150
@@ -43,7 +43,7 @@ def build_card(message: Message, *, interactive: bool = False) -> dict[str, Any]
         body.append(section(f"*Evidence*\n{_code(chr(10).join(message.evidence), SECTION_CHARS - 40)}"))
     if message.first_step and not message.over:
         body.append(section(f"*First step*\n{_code(message.first_step, SECTION_CHARS - 40)}"))
-    buttons = [*(_actions(message) if interactive else ()), *_links(message)]
+    buttons = [*(_actions(message) if interactive else ()), *_links(message, interactive=interactive)]
     if buttons:
         body.append({"type": "actions", "elements": buttons})
     body.append({"type": "context", "elements": [mrkdwn(f"Incident `{escaped(message.incident_id, 100)}` · monitor", 300)]})
@@ -88,11 +88,12 @@ def _actions(message: Message) -> list[Block]:
     return [silence] if message.transition is Transition.ACKED else [take, silence]
 
 
-def _links(message: Message) -> list[Block]:
+def _links(message: Message, *, interactive: bool) -> list[Block]:
+    """The page to acknowledge on is left out where a button does it."""
     return [
         {"type": "button", "text": plain(link.title, 75), "url": link.url, "action_id": f"link-{number}"}
         for number, link in enumerate(message.links)
-        if len(link.url) <= URL_CHARS
+        if len(link.url) <= URL_CHARS and not (interactive and link.url.endswith(TAKE))
     ]
 
 

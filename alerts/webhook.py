@@ -12,9 +12,9 @@ from pydantic import Field
 from alerts.digest_message import count, news_of
 from alerts.fingerprint import fingerprint
 from alerts.json_http import JsonClient
-from alerts.message import Message, as_line, compose, evidence_of, first_step_of, sentence_of, what_of
+from alerts.message import TAKE, Message, as_line, compose, evidence_of, first_step_of, sentence_of, what_of
 from alerts.transport import HttpsUrl
-from monitor.domain import Digest, DigestItem, Incident, Notification, Receipt, Transition, pairs
+from monitor.domain import Digest, DigestItem, Incident, IncidentState, Notification, Receipt, Transition, pairs
 from monitor.plugins import Digesting, LocalPath, NotifyContext, PluginConfig, Secret, notifier
 
 BODY_BYTES = 900_000
@@ -114,6 +114,7 @@ def _alert(incident: Incident | DigestItem, transition: Transition, reason: str,
         "first_step": first_step_of(incident.first_step),
         "why_now": sentence_of(reason, transition),
         "transition": transition.value,
+        "acknowledge_url": f"{url}{TAKE}" if url and incident.state is IncidentState.OPEN else "",
     }
     over = transition is Transition.RESOLVED
     return {

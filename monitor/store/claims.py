@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import Connection, and_, func, or_, select, text, update
 
 from alerts.digesting import Batch, Due, Manner, Spoken, home_of, take_turn
-from monitor.domain import Digest, Link, Notification, Transition
+from alerts.message import links_for
+from monitor.domain import Digest, Notification, Transition
 from monitor.store import digests
 from monitor.store.rows import incident_of, receipt_of
 from monitor.store.saving import OPENERS
@@ -159,7 +160,7 @@ def _alone(connection: Connection, who: Claimant, ids: list[int]) -> dict[int, N
             reason=row["reason"],
             created_at=row["created_at"],
             attempts=row["attempts"],
-            links=(Link("Incident", f"{who.external_url}/incidents/{row['incident_id']}"),),
+            links=links_for(found[row["incident_id"]], who.external_url),
             first_receipt=receipt_of(firsts.get((row["incident_id"], row["channel"]))),
         )
         for row in rows

@@ -2,7 +2,9 @@
 
 import hashlib
 import hmac
+import html
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -17,6 +19,8 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from alerts import slack
+from alerts.email import render_html
+from alerts.message import compose, links_for
 from alerts.slack import SlackConfig
 from monitor.alerting import Alerting
 from monitor.api.doors import door_routes
@@ -28,6 +32,7 @@ from monitor.store import Store
 from services.externals import pagerduty
 from tests.integration.test_delivery import Switch, running
 from tests.notify_parts import Authority, Fake, serve
+from tests.notify_parts import notification as sample
 from tests.support.monitoring import Target, child, free_port, ready, secret, write_config
 from tests.support.world import Inbox, settings, until, until_async
 
@@ -217,6 +222,21 @@ async def test_the_form_needs_the_token_and_a_get_takes_nothing(doors: Doors) ->
     shown = (await doors.http.get(place)).text
     assert "&lt;b&gt;anna" in shown
     assert 'name="token"' not in shown
+
+
+async def test_a_scanner_that_follows_every_link_of_a_mail_takes_nothing(doors: Doors) -> None:
+    site = str(doors.http.base_url)
+    incident = doors.incident
+    told = replace(sample(), incident=incident, links=links_for(incident, site))
+    hrefs = re.findall(r'href="([^"]+)"', render_html(compose(told, SystemClock().now())))
+    assert {link.url for link in told.links} == set(map(html.unescape, hrefs))
+    assert {link.title for link in told.links} == {"Incident", "Acknowledge", "Runbook"}
+    page = (await doors.http.get(f"/incidents/{incident.id}")).text
+    assert all(f'id="{link.url.partition("#")[2]}"' in page for link in told.links if "#" in link.url)
+    for url in (*hrefs, f"{site}/incidents/{incident.id}/ack"):
+        for method in ("GET", "HEAD", "OPTIONS"):
+            await doors.http.request(method, url)
+    assert doors.incident.state is IncidentState.OPEN
 
 
 async def test_any_junk_is_refused_without_a_traceback(doors: Doors) -> None:
