@@ -1,6 +1,7 @@
 """One collection of a PostgreSQL server's facts, beside postgres_exporter with its table statistics: CPU of client and server.
 
-Both are asked for everything each time; ours keeps one connection, sends its statements in pipelines and judges what it sees.
+Both are asked for the same facts each time; ours keeps one connection, sends its statements in one pipeline and judges what it sees.
+Beside that, ten minutes of all our PostgreSQL checks as shipped, with what the exporter does not know.
 """
 
 import os
@@ -15,9 +16,10 @@ from psycopg.conninfo import make_conninfo
 
 from bench.http_probe import version_of
 from bench.measure import BenchError, Cell, Figure, cost, tree_cpu_s
-from bench.pg_collecting import FACTS
+from bench.pg_collecting import FACTS, shipped_checks
 from bench.plan import Plan
 from bench.processes import Program, Worker, free_port
+from checks import pg_helpers
 from services.cluster import Cluster
 
 EXPORTER = ("prometheus-postgres-exporter", "postgres_exporter")
@@ -59,6 +61,8 @@ class _Cost:
     client: Cell
     server: Cell
     series: int = 0
+    logins: float = 0.0
+    """Canary logins, of each thing done."""
 
 
 def run(plan: Plan) -> list[Figure]:
@@ -87,20 +91,25 @@ def _compare(plan: Plan, tables: int) -> list[Figure]:
         secret = folder / "dsn"
         secret.touch(mode=0o600)
         secret.write_text(dsn)
-        monitor = stack.enter_context(Worker("bench.pg_collecting", folder, secret))
+        facts, shipped = (stack.enter_context(_worker(folder / way, secret, way)) for way in ("facts", "shipped"))
         exporter = _start_exporter(stack, program, folder, dsn) if program else None
         for number in range(plan.pairs + 1):
             plan.say(f"pg_facts, {tables} tables: pair {number} of {plan.pairs}")
             warm = number == 0
-            ours = _ours(monitor, cluster, 5 if warm else ours_count)
+            ours = _ours(facts, cluster, 5 if warm else ours_count)
             theirs = _theirs(*exporter, cluster, 5 if warm else theirs_count) if exporter else None
             if number:
                 taken["monitor"].append(ours)
                 taken["exporter"] += [theirs] if theirs else []
-                scheduled["monitor"].append(_ours_on_schedule(monitor, cluster, ours_times))
+                scheduled["monitor"].append(_ours_on_schedule(shipped, cluster, ours_times))
                 scheduled["exporter"] += [_theirs_on_schedule(*exporter, cluster, theirs_times)] if exporter else []
     peer = f"postgres_exporter {version_of(program)}" if program else "postgres_exporter is not installed"
     return [*_figures(plan, tables, taken, peer), *_schedule_figures(plan, tables, scheduled, peer)]
+
+
+def _worker(folder: Path, secret: Path, way: str) -> Worker:
+    folder.mkdir()
+    return Worker("bench.pg_collecting", folder, secret, way)
 
 
 def _schedule_figures(plan: Plan, tables: int, taken: dict[str, list[_Cost]], peer: str) -> list[Figure]:
@@ -110,7 +119,11 @@ def _schedule_figures(plan: Plan, tables: int, taken: dict[str, list[_Cost]], pe
         sides = {
             name: cost([getattr(one, what) for one in costs], per=1, scale=1000, quick=plan.quick) for name, costs in taken.items() if costs
         }
-        notes = (f"the same checks as often as config.toml says, beside {SCHEDULE_S // SCRAPE_EVERY_S} scrapes",)
+        logins = taken["monitor"][-1].logins
+        notes = (
+            f"{len(shipped_checks())} checks as often as config.toml says, with {logins:g} canary logins, "
+            f"beside {SCHEDULE_S // SCRAPE_EVERY_S} scrapes",
+        )
         figures.append(
             Figure(f"pg_facts {what}, {tables:,} tables, 10 min", "CPU-ms", sides["monitor"], sides.get("exporter"), peer, notes)
         )
@@ -124,10 +137,17 @@ def _figures(plan: Plan, tables: int, taken: dict[str, list[_Cost]], peer_name: 
             name: cost([getattr(one, what) for one in costs], per=1, scale=1000, quick=plan.quick) for name, costs in taken.items() if costs
         }
         series = ", ".join(f"{name} {costs[-1].series} series" for name, costs in taken.items() if costs)
-        notes = (f"{series}; ours: {', '.join(FACTS)}, with judgement; omits the exporter's pg_settings and pg_locks by mode",)
+        notes = (
+            f"{series}; ours: {_parts()}, with judgement; omits the exporter's pg_settings, pg_locks by mode, and tables beyond the top",
+        )
         name = f"pg_facts {what}, {tables:,} tables"
         figures.append(Figure(name, "CPU-ms / collection", sides["monitor"], sides.get("exporter"), peer_name, notes))
     return figures
+
+
+def _parts() -> str:
+    """The checks, and how they are set where they are not as shipped."""
+    return ", ".join(f"{name} {dict(settings)}" if settings else name for name, settings in FACTS.items())
 
 
 def _prepare(cluster: Cluster, tables: int) -> str:
@@ -136,6 +156,7 @@ def _prepare(cluster: Cluster, tables: int) -> str:
         admin.execute("CREATE ROLE watcher LOGIN IN ROLE pg_monitor")
     with psycopg.connect(cluster.dsn("shop"), autocommit=True) as admin:
         admin.execute((MAKE_TABLES % tables).encode())
+        admin.execute(pg_helpers.INSTALL.encode())
         admin.execute("ANALYZE")
     return make_conninfo(cluster.dsn("shop"), user="watcher")
 
@@ -168,7 +189,8 @@ def _ours_on_schedule(monitor: Worker, cluster: Cluster, times: int) -> _Cost:
     answer = monitor.ask(seconds=SCHEDULE_S * times)
     if answer["blind"]:
         raise BenchError(f"checks could not look: {answer['blind']}")
-    return _Cost(Cell(monitor.cpu_s() - client_s, times), Cell(_server_s(cluster) - server_s, times))
+    client, server = Cell(monitor.cpu_s() - client_s, times), Cell(_server_s(cluster) - server_s, times)
+    return _Cost(client, server, answer["series"], answer["logins"] / times)
 
 
 def _theirs_on_schedule(exporter: Program, url: str, cluster: Cluster, times: int) -> _Cost:

@@ -9,10 +9,11 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from checks import pg_sight
 from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
 from monitor.errors import CannotLook
-from monitor.plugins import CheckContext, PluginConfig, check, one_line
-from monitor.probes_contract import Login, LoginState, Postgres
+from monitor.plugins import CheckContext, Duration, Kept, PluginConfig, check, one_line
+from monitor.probes_contract import Login, LoginState, Postgres, Row
 
 CONNECTIONS = Metric("monitor_pg_connections", "Client connections of the whole server, by state.", ("state",))
 BY_APPLICATION = Metric(
@@ -58,6 +59,13 @@ class Config(PluginConfig):
         80.0, gt=0, le=100, description="ConnectionsHigh from this share of the usable slots on; ConnectionLimitHigh, of a limit."
     )
     critical_percent: float = Field(95.0, gt=0, le=100, description="ConnectionsExhausted from this share of the usable slots on.")
+    login_every: Duration = Field(
+        0.0,
+        ge=0,
+        le=300,
+        description="A fresh login at least so often; 0s: at every look. It is always made when the one before failed, when sessions could "
+        "not be counted or are still logging in, and while more than half of warn_percent are in use.",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -132,13 +140,27 @@ async def pg_connections(ctx: CheckContext, cfg: Config) -> Observed:
         counts = await _count(ctx.pg)
     except CannotLook as exc:
         blind = exc
-    login = await ctx.pg.login()
+    known = _still_known(counts, ctx.kept, cfg, now_s=ctx.clock.now().timestamp())
+    login = known or await ctx.pg.login()
     findings = judge(counts, login, cfg, service=ctx.service.name)
     if not findings and blind is not None:
         raise blind
     if not findings and login.state is not LoginState.OK:
         raise CannotLook(f"the canary login of {ctx.service.name} is {_CANARY_BLIND.get(login.state, login.state.value)}: {login.detail}")
-    return Observed(_samples(counts, login), findings)
+    good = login.state is LoginState.OK and not findings
+    keep = {"at_s": ctx.clock.now().timestamp(), "duration_s": login.duration_s} if good else {}
+    return Observed(_samples(counts, login), findings, keep=None if known else keep)
+
+
+def _still_known(counts: Counts | None, kept: Kept | None, cfg: Config, *, now_s: float) -> Login | None:
+    """The latest login, while it is young and good and nothing has happened since that could change the answer. Pure."""
+    if counts is None or kept is None or not kept.value:
+        return None
+    shares = [counts.percent, *(100 * limit.share for limit in counts.limits)]
+    if max(shares) > cfg.warn_percent / 2 or counts.established < counts.used:
+        return None
+    young = 0 <= now_s - kept.value["at_s"] < 0.9 * cfg.login_every  # a look may come a little early
+    return Login(LoginState.OK, kept.value["duration_s"]) if young else None
 
 
 _CANARY_BLIND = {
@@ -236,60 +258,52 @@ def _samples(counts: Counts | None, login: Login) -> tuple[Sample, ...]:
 
 # --- looking ---------------------------------------------------------------------------------------------------------
 
-# Only client backends use slots. Without pg_read_all_stats the rows of others are redacted, and every count would be too low.
-SLOTS = """
-SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_all, current_user::text AS me,
-       current_setting('max_connections')::int AS max_connections,
-       current_setting('superuser_reserved_connections')::int + coalesce(current_setting('reserved_connections', true)::int, 0) AS reserved,
-       count(*) FILTER (WHERE state = 'active') AS active,
-       count(*) FILTER (WHERE state = 'idle') AS idle,
-       count(*) FILTER (WHERE state LIKE 'idle in transaction%') AS idle_in_transaction,
-       count(*) FILTER (WHERE state = 'starting') AS starting,
-       count(*) AS client_backends
-FROM pg_stat_activity WHERE backend_type = 'client backend'
-"""
-
-APPLICATIONS = """
-WITH sizes AS (
-    SELECT coalesce(nullif(application_name, ''), '(unset)') AS application, count(*) AS sessions
-    FROM pg_stat_activity WHERE backend_type = 'client backend' GROUP BY 1
-), ranked AS (SELECT *, row_number() OVER (ORDER BY sessions DESC, application) AS rank FROM sizes)
-SELECT CASE WHEN rank <= %(top)s THEN application ELSE '(other)' END AS application, sum(sessions)::int AS sessions
-FROM ranked GROUP BY 1 ORDER BY 2 DESC, 1
-"""
-
-# Superusers are exempt from both limits; a limit of 0 lets nobody in, on purpose.
-LIMITS = """
-SELECT scope, name, at_most, sessions FROM (
-    SELECT 'database' AS scope, d.datname::text AS name, d.datconnlimit AS at_most, count(a.pid) AS sessions
-    FROM pg_database d LEFT JOIN pg_stat_activity a ON a.datid = d.oid AND a.backend_type = 'client backend'
-    WHERE d.datconnlimit > 0 GROUP BY d.datname, d.datconnlimit
+# Only client backends use slots. Superusers are exempt from both limits; a limit of 0 lets nobody in, on purpose.
+SESSIONS = """
+WITH clients AS MATERIALIZED (
+    SELECT datid, usesysid, state, coalesce(nullif(application_name, ''), '(unset)') AS application
+    FROM pg_stat_activity WHERE backend_type = 'client backend'
+), applications AS (
+    SELECT application, count(*) AS sessions, row_number() OVER (ORDER BY count(*) DESC, application) AS rank FROM clients GROUP BY 1
+), limits AS (
+    SELECT 'database' AS scope, d.datname::text AS name, d.datconnlimit AS at_most, count(a.datid) AS sessions
+    FROM pg_database d LEFT JOIN clients a ON a.datid = d.oid WHERE d.datconnlimit > 0 GROUP BY d.datname, d.datconnlimit
     UNION ALL
-    SELECT 'role', r.rolname::text, r.rolconnlimit, count(a.pid)
-    FROM pg_roles r LEFT JOIN pg_stat_activity a ON a.usesysid = r.oid AND a.backend_type = 'client backend'
-    WHERE r.rolconnlimit > 0 AND NOT r.rolsuper GROUP BY r.rolname, r.rolconnlimit
-) limits ORDER BY sessions::float8 / at_most DESC, scope, name LIMIT %(top)s
+    SELECT 'role', r.rolname::text, r.rolconnlimit, count(a.usesysid)
+    FROM pg_roles r LEFT JOIN clients a ON a.usesysid = r.oid WHERE r.rolconnlimit > 0 AND NOT r.rolsuper GROUP BY r.rolname, r.rolconnlimit
+)
+SELECT 'state' AS scope, CASE WHEN state LIKE 'idle in transaction%%' THEN 'idle_in_transaction'
+                              WHEN state IN ('active', 'idle', 'starting') THEN state ELSE 'other' END AS name,
+       count(*)::int AS sessions, NULL::int AS at_most FROM clients GROUP BY 2
+UNION ALL
+SELECT 'application', CASE WHEN rank <= %(top_applications)s THEN application ELSE '(other)' END, sum(sessions)::int, NULL
+FROM applications GROUP BY 2
+UNION ALL
+(SELECT scope, name, sessions::int, at_most FROM limits ORDER BY sessions::float8 / at_most DESC, scope, name LIMIT %(top_limits)s)
 """
 
-STATES = ("active", "idle", "idle_in_transaction", "starting")
+SLOTS = """
+SELECT current_setting('max_connections')::int AS max_connections,
+       current_setting('superuser_reserved_connections')::int + coalesce(current_setting('reserved_connections', true)::int, 0) AS reserved
+"""
+
+STATES = ("active", "idle", "idle_in_transaction", "starting", "other")
 
 
 async def _count(pg: Postgres) -> Counts:
-    (slots,), applications, limits = await pg.fetch_many(
-        [(SLOTS, {}), (APPLICATIONS, {"top": TOP_APPLICATIONS}), (LIMITS, {"top": TOP_LIMITS})]
-    )
-    if not slots["sees_all"]:
-        raise CannotLook(
-            f"the role {slots['me']} may not see other sessions, so every count would be too low: GRANT pg_monitor TO {slots['me']}"
-        )
-    by_state = {state: int(slots[state]) for state in STATES}
-    by_state["other"] = int(slots["client_backends"]) - sum(by_state.values())
+    (slots,), sessions = await pg_sight.look(pg, SLOTS, (SESSIONS, {"top_applications": TOP_APPLICATIONS, "top_limits": TOP_LIMITS}))
+    found: dict[str, list[Row]] = {}
+    for row in sorted(sessions, key=lambda row: (-row["sessions"] / (row["at_most"] or 1), row["scope"], row["name"])):
+        found.setdefault(row["scope"] if row["at_most"] is None else "limit", []).append(row)
+    by_state = {row["name"]: row["sessions"] for row in found.get("state", ())}
     return Counts(
-        max_connections=int(slots["max_connections"]),
-        reserved=int(slots["reserved"]),
-        by_state=tuple(by_state.items()),
-        by_application=_merged((one_line(row["application"], limit=64), int(row["sessions"])) for row in applications),
-        limits=tuple(Limit(row["scope"], one_line(row["name"], limit=63), row["at_most"], row["sessions"]) for row in limits),
+        max_connections=slots["max_connections"],
+        reserved=slots["reserved"],
+        by_state=tuple((state, by_state.get(state, 0)) for state in STATES),
+        by_application=_merged((one_line(row["name"], limit=64), row["sessions"]) for row in found.get("application", ())),
+        limits=tuple(
+            Limit(row["scope"], one_line(row["name"], limit=63), row["at_most"], row["sessions"]) for row in found.get("limit", ())
+        ),
     )
 
 

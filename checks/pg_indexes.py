@@ -4,7 +4,7 @@ Reads catalogs and counters only: nothing here waits for a lock on a table.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -12,7 +12,7 @@ from checks import pg_sight
 from checks.words import lasted, many, sized
 from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
 from monitor.plugins import CheckContext, Duration, PluginConfig, check, one_line
-from monitor.probes_contract import Row
+from monitor.probes_contract import Postgres, Row, Statement
 
 SCANNED = Metric(
     "monitor_pg_seq_scan_rows_total", "Rows read by sequential scans, of the big tables with the most.", ("table",), kind="counter"
@@ -36,6 +36,9 @@ NO_KEY_INDEX = FindingKind(
     "A foreign key of a big table has no index: deleting what it refers to reads the whole table.",
 )
 
+Part = Literal["missing", "invalid", "unused", "duplicate", "foreign_keys"]
+PARTS: tuple[Part, ...] = ("missing", "invalid", "unused", "duplicate", "foreign_keys")
+
 AT_MOST = 50
 """Rows asked for of each kind; counts beyond are told as so many and more."""
 
@@ -43,6 +46,7 @@ AT_MOST = 50
 class Config(PluginConfig):
     """Keys of a ``pg_indexes`` check."""
 
+    look_for: tuple[Part, ...] = Field(PARTS, min_length=1, description="What to look for; what is left out is not asked for.")
     min_rows_per_scan: int = Field(10_000, ge=1, description="IndexMissing when the scans since the last look read so many rows each …")
     min_scans: int = Field(20, ge=1, description="… and there were so many of them.")
     unused_for: Duration = Field(30 * 86_400.0, ge=0, description="IndexesUnused when the counters are at least so old.")
@@ -67,13 +71,13 @@ async def pg_indexes(ctx: CheckContext, cfg: Config) -> Observed:
     Counters are those of this server alone: an index may be used on a standby.
     """
     assert ctx.pg is not None  # needs=("dsn",)
-    scans, invalid, unused, double, keys, (epoch,) = await pg_sight.look(
-        ctx.pg, (SCANS, {"top": cfg.top}), INVALID_ONES, UNUSED_ONES, DOUBLE_ONES, (UNINDEXED_KEYS, {"rows": cfg.min_key_rows}), EPOCH
-    )
+    found, epoch = await _find(ctx.pg, cfg)
+    scans, invalid, unused, double, keys = (found.get(part, []) for part in PARTS)
     before = ctx.kept.value if ctx.kept else {}
     samples: list[Sample] = [SCANNED(row["rows"], table=_shown(row["name"])) for row in scans]
-    samples += [INVALID_COUNT(len(invalid)), UNUSED_COUNT(len(unused)), UNUSED_BYTES(_bytes(unused))]
-    samples += [DOUBLE_COUNT(len(double)), DOUBLE_BYTES(_bytes(double))]
+    samples += [INVALID_COUNT(len(invalid))] if "invalid" in found else []
+    samples += [UNUSED_COUNT(len(unused)), UNUSED_BYTES(_bytes(unused))] if "unused" in found else []
+    samples += [DOUBLE_COUNT(len(double)), DOUBLE_BYTES(_bytes(double))] if "duplicate" in found else []
     findings = [
         *missing(scans, before, cfg, epoch=epoch["epoch"], service=ctx.service.name),
         *broken(invalid, service=ctx.service.name),
@@ -82,6 +86,20 @@ async def pg_indexes(ctx: CheckContext, cfg: Config) -> Observed:
     ]
     keep = {"epoch": epoch["epoch"], "scans": {row["name"]: [row["scans"], row["rows"]] for row in scans}}
     return Observed(tuple(samples), tuple(findings), keep=keep)
+
+
+async def _find(pg: Postgres, cfg: Config) -> tuple[dict[Part, list[Row]], Row]:
+    """The rows of each part that is looked for, and what the counters count from."""
+    statements: dict[Part, tuple[Statement, dict[str, object]]] = {
+        "missing": (SCANS, {"top": cfg.top}),
+        "invalid": (INVALID_ONES, {}),
+        "unused": (UNUSED_ONES, {}),
+        "duplicate": (DOUBLE_ONES, {}),
+        "foreign_keys": (UNINDEXED_KEYS, {"rows": cfg.min_key_rows}),
+    }
+    wanted = [part for part in PARTS if part in cfg.look_for]
+    *rows, (epoch,) = await pg_sight.look(pg, *(statements[part] for part in wanted), EPOCH)
+    return dict(zip(wanted, rows, strict=True)), epoch
 
 
 def missing(scans: Sequence[Row], before: Mapping[str, Any], cfg: Config, *, epoch: str, service: str) -> list[Finding]:
@@ -170,10 +188,17 @@ def _shown(name: str) -> str:
 
 # Names come as regclass: qualified and quoted, fit for the statements in the cures.
 SCANS = """
-SELECT s.relid::regclass::text AS name, s.seq_scan AS scans, s.seq_tup_read AS rows, s.idx_scan AS index_scans, s.n_live_tup AS live,
-       c.relpages::bigint * current_setting('block_size')::bigint AS bytes
-FROM pg_stat_user_tables s JOIN pg_class c ON c.oid = s.relid
-WHERE greatest(c.relpages, s.n_live_tup / 200) > 50 AND s.seq_scan > 0 ORDER BY s.seq_tup_read DESC, name LIMIT %(top)s
+WITH scanned AS (
+    SELECT c.oid, c.relpages, pg_stat_get_live_tuples(c.oid) AS live, pg_stat_get_tuples_returned(c.oid) AS rows
+    FROM pg_class c WHERE c.relkind IN ('r', 'm') AND greatest(c.relpages, pg_stat_get_live_tuples(c.oid) / 200) > 50
+      AND c.relnamespace NOT IN (SELECT oid FROM pg_namespace WHERE nspname IN ('pg_catalog', 'information_schema'))
+      AND pg_stat_get_numscans(c.oid) > 0
+    ORDER BY rows DESC, c.oid LIMIT %(top)s
+)
+SELECT oid::regclass::text AS name, pg_stat_get_numscans(oid) AS scans, rows, live,
+       (SELECT sum(pg_stat_get_numscans(i.indexrelid)) FROM pg_index i WHERE i.indrelid = scanned.oid)::bigint AS index_scans,
+       relpages::bigint * current_setting('block_size')::bigint AS bytes
+FROM scanned ORDER BY rows DESC, name
 """
 
 # 'I' is the index of a partitioned table, invalid until all parts have theirs

@@ -98,13 +98,12 @@ SELECT a.pid, a.usename::text AS username, coalesce(nullif(a.application_name, '
        greatest(extract(epoch FROM clock_timestamp() - a.query_start), 0)::float8 AS query_s,
        coalesce(greatest(extract(epoch FROM clock_timestamp() - a.xact_start), 0), 0)::float8 AS xact_s,
        CASE WHEN a.wait_event_type IN ('Lock', 'LWLock', 'IO', 'Client') THEN a.wait_event_type || ' ' || a.wait_event END AS wait,
-       p.pid IS NOT NULL AS maintenance, left(a.query, 1000) AS query
+       a.pid IN (
+           SELECT pid FROM pg_stat_progress_vacuum UNION ALL SELECT pid FROM pg_stat_progress_analyze
+           UNION ALL SELECT pid FROM pg_stat_progress_create_index UNION ALL SELECT pid FROM pg_stat_progress_cluster
+           UNION ALL SELECT pid FROM pg_stat_progress_copy UNION ALL SELECT pid FROM pg_stat_progress_basebackup
+       ) AS maintenance, left(a.query, 1000) AS query
 FROM pg_stat_activity a
-LEFT JOIN (
-    SELECT pid FROM pg_stat_progress_vacuum UNION SELECT pid FROM pg_stat_progress_analyze
-    UNION SELECT pid FROM pg_stat_progress_create_index UNION SELECT pid FROM pg_stat_progress_cluster
-    UNION SELECT pid FROM pg_stat_progress_copy UNION SELECT pid FROM pg_stat_progress_basebackup
-) p ON p.pid = a.pid
 WHERE a.backend_type = 'client backend' AND a.state IN ('active', 'fastpath function call') AND a.pid <> pg_backend_pid()
   AND least(a.query_start, a.xact_start) < clock_timestamp() - make_interval(secs => %(slow_after_s)s)
 ORDER BY least(a.query_start, a.xact_start) LIMIT 200

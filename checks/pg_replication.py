@@ -262,7 +262,7 @@ def _samples_of_standby(state: Row, marks: Mapping[str, Mapping[str, float]], co
 
 # --- looking ---------------------------------------------------------------------------------------------------------
 
-# pg_settings, because current_setting of what a role may not see is an error, and then no grant would be named.
+# current_setting of what a role may not see is an error, and then no grant would be named; pg_settings costs much more than all the rest.
 # After a restart without a primary, the end of what was received is behind what was replayed: the later of both is where WAL ends.
 STATE = """
 SELECT i.standby, CASE WHEN i.standby
@@ -271,7 +271,7 @@ SELECT i.standby, CASE WHEN i.standby
        CASE WHEN i.standby THEN coalesce(pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0'), 0) END::float8 AS replayed,
        extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 AS unreplayed_s,
        CASE WHEN i.standby THEN pg_is_wal_replay_paused() END AS paused,
-       EXISTS (SELECT FROM pg_settings WHERE name = 'primary_conninfo' AND setting <> '') AS follows,
+       CASE WHEN pg_has_role(current_user, 'pg_read_all_settings', 'USAGE') THEN current_setting('primary_conninfo') <> '' END AS follows,
        r.status AS receiver, extract(epoch FROM clock_timestamp() - r.last_msg_receipt_time)::float8 AS silent_s,
        current_setting('synchronous_standby_names') AS sync_names, current_setting('synchronous_commit') AS sync_commit,
        extract(epoch FROM clock_timestamp())::float8 AS at_s

@@ -3,6 +3,7 @@
 A table that somebody holds, or waits for, exclusively is not touched: its size is then what the catalog last noted.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ class Config(PluginConfig):
     fast_percent: float = Field(20.0, gt=0, description="GrowingFast when something grew by this share …")
     fast_bytes: int = Field(10_737_418_240, ge=0, description="… and by so many bytes within the window.")
     max_database_bytes: int | None = Field(None, gt=0, description="DatabaseTooBig above this; the size that the disk is meant for.")
-    top: int = Field(20, ge=1, le=100, description="How many tables have series of their own.")
+    top: int = Field(20, ge=0, le=100, description="How many tables have series of their own; with 0 only databases are measured.")
 
 
 @check(
@@ -53,14 +54,15 @@ class Config(PluginConfig):
 async def pg_sizes(ctx: CheckContext, cfg: Config) -> Observed:
     """Measures every database and the biggest tables of this one, and compares with what they were up to a window ago."""
     assert ctx.pg is not None  # needs=("dsn",)
-    (databases,) = await pg_sight.look(ctx.pg, DATABASES)
-    tables = await _tables(ctx.pg, cfg.top)
+    (databases,), tables = await asyncio.gather(pg_sight.look(ctx.pg, DATABASES), _tables(ctx.pg, cfg.top))
     before = ctx.kept.value if ctx.kept else {}
     return judge(databases, tables, before, cfg, now_s=ctx.clock.now().timestamp(), service=ctx.service.name)
 
 
 async def _tables(pg: Postgres, top: int) -> list[Row]:
     """Measured, or as noted in the catalog where somebody takes an exclusive lock in the very moment."""
+    if not top:
+        return []
     try:
         return await pg.fetch(TABLES, {"top": top})
     except CannotLook:
@@ -143,18 +145,20 @@ WITH locked AS MATERIALIZED (
     WHERE locktype = 'relation' AND mode = 'AccessExclusiveLock'
       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 ), biggest AS MATERIALIZED (
-    SELECT c.oid, c.relpages::bigint * current_setting('block_size')::bigint AS noted,
-           c.oid IN (SELECT relation FROM locked) OR c.reltoastrelid IN (SELECT relation FROM locked) OR EXISTS (
-               SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indexrelid IN (SELECT relation FROM locked)) AS locked
-    FROM pg_class c LEFT JOIN pg_stat_user_tables s ON s.relid = c.oid
+    SELECT c.oid, c.reltoastrelid, c.relpages FROM pg_class c
     WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't'
       AND c.relnamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
-    ORDER BY greatest(c.relpages, s.n_live_tup / 100) DESC, c.oid LIMIT %(top)s
+    ORDER BY greatest(c.relpages, pg_stat_get_live_tuples(c.oid) / 100) DESC, c.oid LIMIT %(top)s
+), judged AS MATERIALIZED (
+    SELECT b.oid, b.relpages::bigint * current_setting('block_size')::bigint AS noted,
+           b.oid IN (SELECT relation FROM locked) OR b.reltoastrelid IN (SELECT relation FROM locked) OR EXISTS (
+               SELECT FROM pg_index i JOIN locked ON relation = i.indexrelid WHERE i.indrelid = b.oid) AS locked
+    FROM biggest b
 )
 SELECT oid::regclass::text AS name, NOT locked AS measured,
        CASE WHEN locked THEN noted ELSE coalesce(pg_table_size(oid), 0) END AS table_bytes,
        CASE WHEN locked THEN 0 ELSE coalesce(pg_indexes_size(oid), 0) END AS index_bytes
-FROM biggest ORDER BY table_bytes DESC, name
+FROM judged ORDER BY table_bytes DESC, name
 """
 
 NOTED = """

@@ -17,6 +17,7 @@ from pydantic import SecretStr
 
 from monitor.clock import Clock
 from monitor.errors import CannotLook
+from monitor.probes.pg_exchange import Exchange, Request
 from monitor.probes.pg_login import CURES, entrance, try_login
 from monitor.probes_contract import Login, Row, Statement
 
@@ -88,27 +89,37 @@ class PgSentinel:
         self.cost = Cost()
         self._turn = asyncio.Lock()
         self._connection: Held | None = None
+        self._exchange: Exchange | None = None
+        """Of the held connection, from its first exchange on."""
+        self._waiting: list[Request] = []
+        """What goes with the next exchange."""
+        self._exchanging: asyncio.Task[None] | None = None
         self._task: asyncio.Task[object] | None = None
         self._was_cut = False
         self._closed = False
 
     async def fetch(self, sql: Statement, params: Mapping[str, object] | None = None) -> list[Row]:
         """Run one statement. Raises ``CannotLook`` naming cause and cure."""
-
-        async def work(connection: Held) -> list[Row]:
-            return await (await connection.execute(sql, params or None)).fetchall()
-
-        return await self._run(work, statements=1)
+        return (await self.fetch_many([(sql, params or {})]))[0]
 
     async def fetch_many(self, statements: Sequence[tuple[Statement, Mapping[str, object]]]) -> list[list[Row]]:
-        """Run several statements in one round trip and one snapshot of the activity views. Raises ``CannotLook``."""
+        """Run several statements in one transaction and one snapshot of the activity views. Raises ``CannotLook``.
 
-        async def work(connection: Held) -> list[list[Row]]:
-            async with connection.pipeline():
-                cursors = [await connection.execute(sql, params or None) for sql, params in statements]
-            return [await cursor.fetchall() for cursor in cursors]
-
-        return await self._run(work, statements=len(statements))
+        What is asked in the same turn of the loop, or while an exchange is under way, shares one round trip.
+        """
+        if self._closed:
+            raise CannotLook(f"{self._where.place}: the connection was closed")
+        request = Request(statements, asyncio.get_running_loop().create_future())
+        self._waiting.append(request)
+        if self._exchanging is None:
+            self._exchanging = asyncio.create_task(self._exchange_waiting())
+        try:
+            async with asyncio.timeout(self._timeout_s + GRACE_S):
+                return await request.answer
+        except TimeoutError:
+            raise self._no_answer(in_turn=request.sent) from None
+        except (psycopg.Error, UnicodeError) as exc:
+            raise CannotLook(f"{self._where.place}: {self._explain(exc)}") from exc
 
     async def ask(self, query: str, *, limit: int) -> list[Row]:
         """Run one SELECT that is not ours and return its first ``limit`` rows. Raises ``CannotLook``.
@@ -122,7 +133,7 @@ class PgSentinel:
         async def work(connection: Held) -> list[Row]:
             await connection.execute("BEGIN TRANSACTION READ ONLY")
             try:
-                return await (await connection.execute(asked, {"limit": limit})).fetchall()
+                return await (await connection.execute(asked, {"limit": limit}, prepare=False)).fetchall()
             finally:
                 if not connection.closed:
                     await connection.rollback()
@@ -165,8 +176,34 @@ class PgSentinel:
                 self._task = task
                 return await asyncio.shield(task)
         except TimeoutError:
-            why = "no answer from the server" if in_turn else "an earlier statement of the monitor still has no answer"
-            raise CannotLook(f"{self._where.place}: {why} after {self._timeout_s:g} s: is the server frozen or overloaded?") from None
+            raise self._no_answer(in_turn=in_turn) from None
+
+    async def _exchange_waiting(self) -> None:
+        """Exchange what waits, and what comes meanwhile, until nothing does. No caller is left without an answer."""
+        requests: list[Request] = []
+
+        async def work(connection: Held) -> None:
+            if self._exchange is None:
+                self._exchange = Exchange(connection)
+            await self._exchange.run([request for request in requests if not request.answer.done()])
+
+        try:
+            while self._waiting:
+                async with self._turn:
+                    requests, self._waiting = self._waiting, []
+                    self.cost.statements += sum(len(request.asked) for request in requests)
+                    self._task = asyncio.current_task()
+                    try:
+                        await self._work_with_guard(work)
+                    except CannotLook as exc:
+                        _answer_with(exc, requests)
+        finally:
+            self._exchanging = None
+            _answer_with(CannotLook(f"{self._where.place}: the connection was closed"), [*requests, *self._waiting])
+
+    def _no_answer(self, *, in_turn: bool) -> CannotLook:
+        why = "no answer from the server" if in_turn else "an earlier statement of the monitor still has no answer"
+        return CannotLook(f"{self._where.place}: {why} after {self._timeout_s:g} s: is the server frozen or overloaded?")
 
     def _end_turn(self, task: "asyncio.Task[Answer]") -> None:
         self._turn.release()
@@ -187,13 +224,11 @@ class PgSentinel:
                 await self._drop()
 
     async def _work(self, work: Callable[[Held], Awaitable[Answer]]) -> Answer:
-        """Work on the held connection; once more on a new one when it was lost meanwhile, or a table has changed since it was planned."""
+        """Work on the held connection; once more on a new one when it was lost meanwhile."""
         held = self._connection
         if held is not None:
             try:
                 return await work(held)
-            except errors.FeatureNotSupported:  # "cached plan must not change result type"
-                await self._drop()
             except psycopg.OperationalError:
                 if self._was_cut or not held.closed:
                     raise
@@ -201,6 +236,8 @@ class PgSentinel:
         return await work(await self._open())
 
     async def _open(self) -> Held:
+        if self._closed:
+            raise CannotLook(f"{self._where.place}: the connection was closed")
         self.cost.connects += 1
         connection, login = await try_login(self._where, self._clock, timeout_s=self._timeout_s)
         if connection is None:
@@ -222,7 +259,7 @@ class PgSentinel:
                 return
 
     async def _drop(self) -> None:
-        connection, self._connection, self._was_cut = self._connection, None, False
+        connection, self._connection, self._exchange, self._was_cut = self._connection, None, None, False
         if connection is not None:
             await connection.close()
 
@@ -242,3 +279,9 @@ class PgSentinel:
         if isinstance(exc, UnicodeError):
             return f"the server sent text that is not UTF-8: {words}"
         return f"the statement failed: {words}"
+
+
+def _answer_with(error: CannotLook, requests: Sequence[Request]) -> None:
+    for request in requests:
+        if not request.answer.done():
+            request.answer.set_exception(error)
