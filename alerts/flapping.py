@@ -15,6 +15,8 @@ ENTER, LEAVE = 0.30, 0.25
 
 def change_share(recent: Sequence[Outcome]) -> float:
     """How much the last results change, from 0 to 1. Runs that could not look say nothing; missing ones count as unchanged."""
+    if not recent or recent.count(recent[0]) == len(recent):  # as nearly always
+        return 0.0
     seen = [outcome for outcome in recent if outcome is not Outcome.BLIND][-RESULTS - 1 :]
     changed = [before is not after for before, after in pairwise(seen)]
     first = RESULTS - len(changed)

@@ -140,7 +140,7 @@ async def pg_connections(ctx: CheckContext, cfg: Config) -> Observed:
         counts = await _count(ctx.pg)
     except CannotLook as exc:
         blind = exc
-    known = _still_known(counts, ctx.kept, cfg, now_s=ctx.clock.now().timestamp())
+    known = still_known(counts, ctx.kept, cfg, now_s=ctx.clock.now().timestamp())
     login = known or await ctx.pg.login()
     findings = judge(counts, login, cfg, service=ctx.service.name)
     if not findings and blind is not None:
@@ -152,7 +152,7 @@ async def pg_connections(ctx: CheckContext, cfg: Config) -> Observed:
     return Observed(_samples(counts, login), findings, keep=None if known else keep)
 
 
-def _still_known(counts: Counts | None, kept: Kept | None, cfg: Config, *, now_s: float) -> Login | None:
+def still_known(counts: Counts | None, kept: Kept | None, cfg: Config, *, now_s: float) -> Login | None:
     """The latest login, while it is young and good and nothing has happened since that could change the answer. Pure."""
     if counts is None or kept is None or not kept.value:
         return None

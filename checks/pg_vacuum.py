@@ -58,8 +58,9 @@ async def pg_vacuum(ctx: CheckContext, cfg: Config) -> Observed:
 
 def judge(tables: list[Row], holders: list[Row], cfg: Config, *, service: str) -> Observed:
     """What the rows mean; the tables with the most pressure first, the oldest holder first. Pure."""
-    samples = [DEAD(row["dead"], table=_name(row)) for row in tables]
-    samples += [PRESSURE(row["pressure"], table=_name(row)) for row in tables]
+    names = [_name(row) for row in tables]
+    samples = [DEAD(row["dead"], table=name) for name, row in zip(names, tables, strict=True)]
+    samples += [PRESSURE(row["pressure"], table=name) for name, row in zip(names, tables, strict=True)]
     samples.append(DEAD(max(0, (tables[0]["all_dead"] if tables else 0) - sum(row["dead"] for row in tables)), table=OTHERS))
     oldest = {kind: max((row["age"] for row in holders if row["kind"] == kind), default=0) for kind in HOLDERS}
     samples += [XMIN_AGE(age, holder=kind) for kind, age in oldest.items()]

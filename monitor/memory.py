@@ -33,6 +33,7 @@ class Memory:
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._entries: dict[str, Entry] = {}
         self._unsaved: set[str] = set()
+        self._shapes: dict[str, tuple[CheckInstance, str]] = {}
         self.load(entries)
 
     def load(self, entries: Iterable[Entry]) -> None:
@@ -47,15 +48,21 @@ class Memory:
             raise CannotLook(f"the check keeps something that is not JSON: {exc}") from exc
         if len(content) > MAX_BYTES:
             raise CannotLook(f"the check keeps {len(content)} bytes, more than {MAX_BYTES}")
-        self._entries[instance.key] = Entry(instance.key, shape_of(instance), at, content)
+        self._entries[instance.key] = Entry(instance.key, self._shape(instance), at, content)
         self._unsaved.add(instance.key)
 
     def recall(self, instance: CheckInstance) -> Kept | None:
         """A fresh copy of what the instance kept last."""
         entry = self._entries.get(instance.key)
-        if entry is None or entry.shape != shape_of(instance):
+        if entry is None or entry.shape != self._shape(instance):
             return None
         return Kept(entry.at, msgspec.json.decode(entry.content))
+
+    def _shape(self, instance: CheckInstance) -> str:
+        known = self._shapes.get(instance.key)
+        if known is None or known[0] is not instance:
+            known = self._shapes[instance.key] = (instance, shape_of(instance))
+        return known[1]
 
     def take_unsaved(self) -> tuple[Entry, ...]:
         """What was kept since the last call; :meth:`give_back` it when it could not be written."""
@@ -71,6 +78,7 @@ class Memory:
         for key in self._entries.keys() - instances.keys():
             del self._entries[key]
             self._unsaved.discard(key)
+            self._shapes.pop(key, None)
 
 
 def shape_of(instance: CheckInstance) -> str:

@@ -88,8 +88,9 @@ def _refuse_junk(check: AnyCheck, observed: object) -> None:
         raise CannotLook(f"the check returned {type(observed).__name__} instead of Observed")
     if len(observed.samples) > MAX_SAMPLES or len(observed.findings) > MAX_FINDINGS:
         raise CannotLook(f"the check returned more than {MAX_SAMPLES} samples or {MAX_FINDINGS} findings")
+    metrics = {id(sample.metric): sample.metric for sample in observed.samples}  # few, where hashing each would cost
     undeclared = sorted(
-        {sample.metric.name for sample in observed.samples if sample.metric not in check.metrics}
+        {metric.name for metric in metrics.values() if metric not in check.metrics}
         | {finding.kind.name for finding in observed.findings if finding.kind not in check.finds}
     )
     if undeclared:

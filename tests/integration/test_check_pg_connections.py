@@ -19,7 +19,7 @@ from monitor.plugins import CheckContext, Service
 from monitor.probes.http import CurlProbe
 from monitor.probes.postgres import PgSentinel
 from services.cluster import Cluster
-from tests.support.looking import with_parts
+from tests.support.looking import after, with_parts
 from tests.support.postgres import PASSWORD, execute, leaked, small_cluster
 
 
@@ -77,6 +77,23 @@ async def test_a_quiet_server_is_measured(cluster: Cluster, http: CurlProbe) -> 
     assert value(observed, "monitor_pg_connections", "idle") == 3
     assert value(observed, "monitor_pg_connections", "active") == 1
     assert value(observed, "monitor_pg_canary_up") == 1
+
+
+async def test_a_good_login_counts_for_a_while_unless_anything_is_unusual(cluster: Cluster, http: CurlProbe) -> None:
+    async with watched(cluster, http) as ctx:
+        assert isinstance(ctx.pg, PgSentinel)
+        first = await look(ctx, login_every=60)
+        second = await look(after(ctx, first), login_every=60)
+        assert ctx.pg.cost.logins == 1
+        assert value(second, "monitor_pg_canary_up") == 1
+        assert value(second, "monitor_pg_canary_duration_seconds") == value(first, "monitor_pg_canary_duration_seconds")
+        assert second.keep is None  # the age of the login goes on
+        with leaked(cluster.dsn(user="app", password=PASSWORD)):
+            assert kinds(await look(after(ctx, first), login_every=60)) == ["ConnectionsExhausted"]
+            assert ctx.pg.cost.logins == 2
+        execute(cluster, "ALTER ROLE app NOLOGIN")
+        with pytest.raises(CannotLook, match="rejected"):
+            await look(ctx, login_every=60)
 
 
 async def test_thresholds(cluster: Cluster, http: CurlProbe) -> None:

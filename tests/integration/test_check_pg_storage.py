@@ -208,6 +208,13 @@ async def test_unused_and_double_indexes(database: str, ctx: CheckContext) -> No
     assert kinds(await look(pg_indexes, ctx)) == []  # too young and too small to be told
 
 
+async def test_what_is_not_looked_for_shows_nothing(ctx: CheckContext) -> None:
+    observed = await look(pg_indexes, ctx, look_for=["missing", "unused"])
+    shown = {sample.metric.name for sample in observed.samples} - {"monitor_pg_seq_scan_rows_total"}
+    assert shown == {"monitor_pg_indexes_unused", "monitor_pg_indexes_unused_bytes"}
+    assert observed.keep["epoch"]
+
+
 async def test_a_foreign_key_without_an_index(database: str, ctx: CheckContext) -> None:
     run_sql(database, "CREATE TABLE customers (id int PRIMARY KEY)", "INSERT INTO customers SELECT generate_series(1, 20000)")
     table(database)

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from typing import LiteralString
 
 import psycopg
 import pytest
@@ -56,6 +57,72 @@ async def test_several_statements_go_in_one_round_trip(database: str) -> None:
         with pytest.raises(CannotLook, match="division by zero"):
             await sentinel.fetch_many([("SELECT 1 AS a", {}), ("SELECT 1/0 AS b", {}), ("SELECT 2 AS c", {})])
         assert await sentinel.fetch("SELECT 3 AS d") == [{"d": 3}]
+
+
+async def test_what_fails_in_a_shared_round_trip_spoils_nothing_else(database: str) -> None:
+    async with watching(database) as sentinel:
+        answers = await asyncio.gather(
+            sentinel.fetch_many([("SELECT 1 AS a", {}), ("SELECT 2 AS b", {})]),
+            sentinel.fetch("SELECT 1/0 AS a"),
+            sentinel.fetch_many([("SELECT 1 AS a", {}), ("SELECT a FROM public.nowhere", {}), ("SELECT 3 AS c", {})]),
+            sentinel.fetch("SELECT %(n)s::int AS n", {"n": object()}),
+            sentinel.fetch_many([("SELECT 1 AS a", {}), ("SELECT 3 AS c", {})]),
+            sentinel.fetch_many([("SELECT 1/0 AS a", {}), ("SELECT 4 AS d", {})]),
+            return_exceptions=True,
+        )
+        assert [answer for answer in answers if not isinstance(answer, BaseException)] == [
+            [[{"a": 1}], [{"b": 2}]],
+            [[{"a": 1}], [{"c": 3}]],
+        ]
+        told = [str(answer) for answer in answers if isinstance(answer, CannotLook)]
+        assert ["division by zero" in words for words in told] == [True, False, False, True]
+        assert "nowhere" in told[1]
+        assert sentinel.cost.connects == 1
+
+
+async def test_what_several_begin_with_is_asked_once_and_given_to_each_by_itself(database: str) -> None:
+    first: tuple[LiteralString, dict[str, object]] = ("SELECT clock_timestamp() AS at, txid_current_if_assigned() AS id", {})
+    async with watching(database) as sentinel:
+        one, other = await asyncio.gather(*(sentinel.fetch_many([first, ("SELECT 1 AS a", {})]) for _ in range(2)))
+        assert one == other
+        one[0][0].clear()
+        assert other[0][0]
+
+
+async def test_a_statement_that_waits_for_a_lock_or_too_long_delays_the_others_and_fails_alone(database: str) -> None:
+    with psycopg.connect(database) as owner:
+        owner.execute("CREATE TABLE public.held (a int)")
+        owner.commit()
+        owner.execute("LOCK TABLE public.held IN ACCESS EXCLUSIVE MODE")
+        async with watching(database, timeout_s=1) as sentinel:
+            slow, locked, good = await asyncio.gather(
+                sentinel.fetch("SELECT pg_sleep(0.6)"), sentinel.fetch("SELECT a FROM public.held"), sentinel.fetch("SELECT 1 AS a"),
+                return_exceptions=True,
+            )  # fmt: skip
+    assert isinstance(slow, list)
+    assert "locked by another session" in str(locked)
+    assert good == [{"a": 1}]
+
+
+async def test_a_connection_lost_under_shared_work_costs_nobody_the_answer(database: str) -> None:
+    async with watching(database) as sentinel:
+        pid = await backend_pid(sentinel)
+        with psycopg.connect(database, autocommit=True) as admin:
+            admin.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        answers = await asyncio.gather(*(sentinel.fetch("SELECT %(n)s::int AS n", {"n": n}) for n in range(5)))
+        assert answers == [[{"n": n}] for n in range(5)]
+        assert sentinel.cost.connects == 2
+
+
+async def test_a_plan_that_an_error_left_out_is_made_when_it_is_needed(database: str) -> None:
+    async with watching(database) as sentinel:
+        for _ in range(2):
+            spoilt, good = await asyncio.gather(
+                sentinel.fetch_many([("SELECT 1/0 AS a", {}), ("SELECT 'late' AS b", {})]), sentinel.fetch("SELECT 'late' AS b"),
+                return_exceptions=True,
+            )  # fmt: skip
+            assert "division by zero" in str(spoilt)
+            assert good == [{"b": "late"}]
 
 
 async def test_one_connection_is_held_under_our_name_with_safe_settings(database: str) -> None:

@@ -1,12 +1,27 @@
 """What counts and canary mean together: the whole table."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from pydantic import ValidationError
 
-from checks.pg_connections import DATABASE_LIMIT, DOWN, EXHAUSTED, HANDSHAKES, HIGH, LIMIT_HIGH, ROLE_LIMIT, Config, Counts, Limit, judge
+from checks.pg_connections import (
+    DATABASE_LIMIT,
+    DOWN,
+    EXHAUSTED,
+    HANDSHAKES,
+    HIGH,
+    LIMIT_HIGH,
+    ROLE_LIMIT,
+    Config,
+    Counts,
+    Limit,
+    judge,
+    still_known,
+)
 from monitor.domain import FindingKind
+from monitor.plugins import Kept
 from monitor.probes_contract import Login, LoginState
 
 
@@ -84,3 +99,25 @@ def test_only_the_kind_of_limit_is_a_label() -> None:
 def test_thresholds_are_ordered() -> None:
     with pytest.raises(ValidationError, match="below critical_percent"):
         Config(warn_percent=95, critical_percent=95)
+
+
+@pytest.mark.parametrize(
+    ("seen", "kept", "login_every", "known"),
+    [
+        (counts(10), {"at_s": 980.0, "duration_s": 0.01}, 30, True),
+        (counts(40), {"at_s": 980.0, "duration_s": 0.01}, 30, True),
+        (counts(41), {"at_s": 980.0, "duration_s": 0.01}, 30, False),  # more than half of warn_percent
+        (counts(10, starting=1), {"at_s": 980.0, "duration_s": 0.01}, 30, False),
+        (replace(counts(10), limits=(Limit("role", "app", 10, 5),)), {"at_s": 980.0, "duration_s": 0.01}, 30, False),
+        (counts(10), {"at_s": 973.0, "duration_s": 0.01}, 30, False),  # due, though the look comes a little early
+        (counts(10), {"at_s": 1001.0, "duration_s": 0.01}, 30, False),  # the clock was set back
+        (counts(10), {"at_s": 1000.0, "duration_s": 0.01}, 0, False),
+        (counts(10), {}, 30, False),  # the one before failed
+        (counts(10), None, 30, False),
+        (None, {"at_s": 980.0, "duration_s": 0.01}, 30, False),
+    ],
+)
+def test_when_the_latest_login_still_counts(seen: Counts | None, kept: dict[str, float] | None, login_every: float, known: bool) -> None:
+    before = None if kept is None else Kept(datetime.fromtimestamp(980, UTC), kept)
+    latest = still_known(seen, before, Config(login_every=login_every), now_s=1000.0)
+    assert latest == (Login(LoginState.OK, 0.01) if known else None)
