@@ -113,7 +113,7 @@ class Counts:
 
     @property
     def established(self) -> int:
-        """Without those that have not finished their login (seen from PostgreSQL 18 on)."""
+        """Without those that have not finished their login."""
         return self.used - dict(self.by_state).get("starting", 0)
 
     @property
@@ -258,7 +258,8 @@ def _samples(counts: Counts | None, login: Login) -> tuple[Sample, ...]:
 
 # --- looking ---------------------------------------------------------------------------------------------------------
 
-# Only client backends use slots. Superusers are exempt from both limits; a limit of 0 lets nobody in, on purpose.
+# Only client backends use slots. Until PostgreSQL 17 who has not finished the login shows by the lock of its first transaction only.
+# Superusers are exempt from both limits; a limit of 0 lets nobody in, on purpose.
 SESSIONS = """
 WITH clients AS MATERIALIZED (
     SELECT datid, usesysid, state, coalesce(nullif(application_name, ''), '(unset)') AS application
@@ -276,26 +277,31 @@ SELECT 'state' AS scope, CASE WHEN state LIKE 'idle in transaction%%' THEN 'idle
                               WHEN state IN ('active', 'idle', 'starting') THEN state ELSE 'other' END AS name,
        count(*)::int AS sessions, NULL::int AS at_most FROM clients GROUP BY 2
 UNION ALL
+SELECT 'state', 'starting', count(*)::int, NULL FROM pg_locks l
+WHERE current_setting('server_version_num')::int < 180000 AND l.locktype = 'virtualxid' AND l.pid IS NOT NULL
+  AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = l.pid) HAVING count(*) > 0
+UNION ALL
+SELECT 'server', 'max_connections', current_setting('max_connections')::int, NULL
+UNION ALL
+SELECT 'server', 'reserved',
+       current_setting('superuser_reserved_connections')::int + coalesce(current_setting('reserved_connections', true)::int, 0), NULL
+UNION ALL
 SELECT 'application', CASE WHEN rank <= %(top_applications)s THEN application ELSE '(other)' END, sum(sessions)::int, NULL
 FROM applications GROUP BY 2
 UNION ALL
 (SELECT scope, name, sessions::int, at_most FROM limits ORDER BY sessions::float8 / at_most DESC, scope, name LIMIT %(top_limits)s)
 """
 
-SLOTS = """
-SELECT current_setting('max_connections')::int AS max_connections,
-       current_setting('superuser_reserved_connections')::int + coalesce(current_setting('reserved_connections', true)::int, 0) AS reserved
-"""
-
 STATES = ("active", "idle", "idle_in_transaction", "starting", "other")
 
 
 async def _count(pg: Postgres) -> Counts:
-    (slots,), sessions = await pg_sight.look(pg, SLOTS, (SESSIONS, {"top_applications": TOP_APPLICATIONS, "top_limits": TOP_LIMITS}))
+    (sessions,) = await pg_sight.look(pg, (SESSIONS, {"top_applications": TOP_APPLICATIONS, "top_limits": TOP_LIMITS}))
     found: dict[str, list[Row]] = {}
     for row in sorted(sessions, key=lambda row: (-row["sessions"] / (row["at_most"] or 1), row["scope"], row["name"])):
         found.setdefault(row["scope"] if row["at_most"] is None else "limit", []).append(row)
     by_state = {row["name"]: row["sessions"] for row in found.get("state", ())}
+    slots = {row["name"]: row["sessions"] for row in found["server"]}
     return Counts(
         max_connections=slots["max_connections"],
         reserved=slots["reserved"],

@@ -60,13 +60,19 @@ class Runner:
 
     async def _within_deadline(self, instance: CheckInstance) -> Observed:
         run = instance.check.run(self._context(instance, self._memory.recall(instance)), instance.config)
+        loop = asyncio.get_running_loop()
         task = asyncio.ensure_future(run)
+        ended = loop.create_future()
+        deadline = loop.call_later(instance.timeout_s, _wake, ended)
+        task.add_done_callback(lambda _: _wake(ended))
         try:
-            done, _ = await asyncio.wait({task}, timeout=instance.timeout_s)
+            await ended
         except asyncio.CancelledError:
             task.cancel()
             raise
-        if done:
+        finally:
+            deadline.cancel()
+        if task.done():
             if task.cancelled():
                 raise CannotLook("the check cancelled itself")
             return task.result()
@@ -74,6 +80,11 @@ class Runner:
         self._orphans[instance.key] = task
         task.add_done_callback(_retrieve)
         raise CannotLook(f"no answer within its timeout of {instance.timeout_s:g} s")
+
+
+def _wake(waiting: "asyncio.Future[None]") -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 def _retrieve(task: "asyncio.Task[Observed]") -> None:
@@ -89,8 +100,9 @@ def _refuse_junk(check: AnyCheck, observed: object) -> None:
     if len(observed.samples) > MAX_SAMPLES or len(observed.findings) > MAX_FINDINGS:
         raise CannotLook(f"the check returned more than {MAX_SAMPLES} samples or {MAX_FINDINGS} findings")
     metrics = {id(sample.metric): sample.metric for sample in observed.samples}  # few, where hashing each would cost
+    declared = set(map(id, check.metrics))
     undeclared = sorted(
-        {metric.name for metric in metrics.values() if metric not in check.metrics}
+        {metric.name for place, metric in metrics.items() if place not in declared and metric not in check.metrics}
         | {finding.kind.name for finding in observed.findings if finding.kind not in check.finds}
     )
     if undeclared:

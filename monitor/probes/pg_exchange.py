@@ -1,12 +1,13 @@
 """Statements of many checks in one round trip to a PostgreSQL server, on libpq's pipeline: cursors would cost more than the answers.
 
-Each request is a transaction of its own: one that fails spoils no other, and no lock of one is held while another runs.
+Requests that begin with the same statement share it and one transaction; each other is a transaction of its own, so that no lock of one
+is held while another runs. What fails spoils nothing else: whom an error left out is asked again, alone.
 """
 
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import psycopg
@@ -58,8 +59,16 @@ class _Step:
 class _Sent:
     request: Request
     steps: list[_Step]
-    own: list[_Step] = field(default_factory=list)
-    """Of the steps, those that were sent for this request itself."""
+    own: list[_Step]
+    """Of the steps, those that are sent for this request itself."""
+
+    @property
+    def must_be_asked_again(self) -> bool:
+        """Whether it says nothing yet: left out after an error of another, or planned for what has changed since."""
+        for step in self.steps:
+            if step.rows is None:
+                return step.error is None or isinstance(step.error, _STALE)
+        return False
 
 
 class Exchange:
@@ -76,51 +85,55 @@ class Exchange:
     async def run(self, requests: Sequence[Request]) -> None:
         """Send all requests, and resolve each as its results arrive. Raises ``psycopg.OperationalError`` when the connection is lost."""
         self._pg.enter_pipeline_mode()
-        if stale := await self._run(requests):
-            await self._run(stale, once_more=False)
+        if again := await self._run(requests):
+            await self._run(again, alone=True)
         self._pg.exit_pipeline_mode()
 
-    async def _run(self, requests: Sequence[Request], *, once_more: bool = True) -> list[Request]:
-        """Returns what is to be planned and sent anew."""
-        firsts: dict[bytes, _Step] = {}
-        stale = []
-        sent = [one for one in (self._send(request, firsts) for request in requests) if one is not None]
-        for one in sent:
-            await self._receive(one)
-            if once_more and any(isinstance(step.error, _STALE) for step in one.steps):
-                stale.append(one.request)
-                for step in one.steps:
-                    self._prepared.pop((step.query, step.types), None)
-            else:
-                self._resolve(one)
-        return stale
+    async def _run(self, requests: Sequence[Request], *, alone: bool = False) -> list[Request]:
+        """Returns what must be asked again; nothing when each was ``alone``."""
+        transactions = self._transactions(requests, alone=alone)
+        for transaction in transactions:
+            for one in transaction:
+                for step in one.own:
+                    self._queue(step)
+            self._pg.pipeline_sync()
+        again = []
+        for transaction in transactions:
+            for one in transaction:
+                await self._receive(one)
+            await self._result()  # the end of the transaction
+            for one in transaction:
+                if not alone and one.must_be_asked_again:
+                    again.append(one.request)
+                else:
+                    self._resolve(one)
+        return again
 
     # --- sending -----------------------------------------------------------------------------------------------------
 
-    def _send(self, request: Request, firsts: dict[bytes, _Step]) -> _Sent | None:
-        """Queue a request's statements. What several of them begin with, such as the proof of rights, is sent once."""
-        request.sent = True
-        try:
-            steps = [self._encode(*one) for one in request.asked]
-        except (psycopg.Error, UnicodeError, KeyError) as exc:  # a value or name that cannot be written
-            if not request.answer.done():
-                request.answer.set_exception(exc)
-            return None
-        own = steps
-        if steps and not steps[0].values:
-            known = firsts.setdefault(steps[0].query, steps[0])
-            if known is not steps[0]:
-                steps, own = [known, *steps[1:]], steps[1:]
-        for step in own:
-            self._queue(step)
-        if own:
-            self._pg.pipeline_sync()
-        return _Sent(request, steps, own)
+    def _transactions(self, requests: Sequence[Request], *, alone: bool) -> list[list[_Sent]]:
+        """The requests by transaction. What several begin with, such as the proof of rights, is asked by the first of them."""
+        by_first: dict[object, list[_Sent]] = {}
+        for request in requests:
+            request.sent = True
+            try:
+                steps = [self._encode(*one) for one in request.asked]
+            except (psycopg.Error, UnicodeError, KeyError) as exc:  # a value or name that cannot be written
+                if not request.answer.done():
+                    request.answer.set_exception(exc)
+                continue
+            shares = bool(steps) and not steps[0].values and not alone
+            transaction = by_first.setdefault(steps[0].query if shares else request, [])
+            if transaction:
+                transaction.append(_Sent(request, [transaction[0].steps[0], *steps[1:]], steps[1:]))
+            else:
+                transaction.append(_Sent(request, steps, steps))
+        return list(by_first.values())
 
     def _encode(self, sql: Statement, params: Mapping[str, object]) -> _Step:
         text = sql.as_string(self._connection) if isinstance(sql, Composed) else sql
         if not params:
-            return _Step(text.encode(), (), (), ())
+            return _Step(_encoded(text), (), (), ())
         query, names = _numbered(text)
         values = self._adapt.dump_sequence([params[name] for name in names], [PyFormat.AUTO] * len(names))
         return _Step(query, values, tuple(self._adapt.types or ()), list(self._adapt.formats or ()))
@@ -147,8 +160,6 @@ class Exchange:
                 if result is not None:
                     self._take(step, result, is_plan=number < step.results - 1)
                     await self._result()  # the end of this command
-        if one.own:
-            await self._result()  # the end of the transaction
 
     def _take(self, step: _Step, result: pq.abc.PGresult, *, is_plan: bool) -> None:
         status = result.status
@@ -163,7 +174,7 @@ class Exchange:
         else:  # an error, or left out after one
             if status == pq.ExecStatus.FATAL_ERROR and step.error is None:
                 step.error = errors.error_from_result(result)
-            if is_plan:
+            if is_plan or isinstance(step.error, _STALE):
                 self._prepared.pop((step.query, step.types), None)
 
     def _rows(self, step: _Step, result: pq.abc.PGresult) -> list[Row]:
@@ -214,6 +225,11 @@ class Exchange:
             loop.remove_reader(file)
             if writing:
                 loop.remove_writer(file)
+
+
+@lru_cache(maxsize=512)
+def _encoded(text: str) -> bytes:
+    return text.encode()
 
 
 @lru_cache(maxsize=512)

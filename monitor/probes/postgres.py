@@ -109,17 +109,18 @@ class PgSentinel:
         """
         if self._closed:
             raise CannotLook(f"{self._where.place}: the connection was closed")
-        request = Request(statements, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        request = Request(statements, loop.create_future())
         self._waiting.append(request)
         if self._exchanging is None:
-            self._exchanging = asyncio.create_task(self._exchange_waiting())
+            self._exchanging = loop.create_task(self._exchange_waiting())
+        deadline = loop.call_later(self._timeout_s + GRACE_S, self._give_up, request)
         try:
-            async with asyncio.timeout(self._timeout_s + GRACE_S):
-                return await request.answer
-        except TimeoutError:
-            raise self._no_answer(in_turn=request.sent) from None
+            return await request.answer
         except (psycopg.Error, UnicodeError) as exc:
             raise CannotLook(f"{self._where.place}: {self._explain(exc)}") from exc
+        finally:
+            deadline.cancel()
 
     async def ask(self, query: str, *, limit: int) -> list[Row]:
         """Run one SELECT that is not ours and return its first ``limit`` rows. Raises ``CannotLook``.
@@ -200,6 +201,9 @@ class PgSentinel:
         finally:
             self._exchanging = None
             _answer_with(CannotLook(f"{self._where.place}: the connection was closed"), [*requests, *self._waiting])
+
+    def _give_up(self, request: Request) -> None:
+        _answer_with(self._no_answer(in_turn=request.sent), [request])
 
     def _no_answer(self, *, in_turn: bool) -> CannotLook:
         why = "no answer from the server" if in_turn else "an earlier statement of the monitor still has no answer"

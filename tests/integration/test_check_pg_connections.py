@@ -122,7 +122,7 @@ async def test_exhausted_is_seen_by_a_held_connection_and_by_a_late_one(cluster:
 
 
 async def test_sockets_stuck_before_authentication_are_told_from_exhaustion(cluster: Cluster, http: CurlProbe) -> None:
-    """On 15 no count sees them; on 18 they are ``starting``. Both times few sessions exist, and nobody gets in."""
+    """They hold slots, few sessions exist, and nobody gets in."""
     address = ("127.0.0.1", int(conninfo_to_dict(cluster.dsn())["port"] or 0))
     words = b"\0\3\0\0user\0app\0database\0postgres\0\0"
     startup = (len(words) + 4).to_bytes(4, "big") + words  # then the server waits for a password that never comes
