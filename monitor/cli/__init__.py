@@ -20,6 +20,7 @@ from monitor.cli import (
     runbook,
     running,
     silences,
+    simulate,
 )
 from monitor.cli.opening import EXIT_UNKNOWN, say_error
 from monitor.errors import MonitorError
@@ -44,6 +45,7 @@ outbox.register(app)
 silences.register(app)
 planned.register(app)
 rota.register(app)
+simulate.register(app)
 configuration.register(app)
 
 

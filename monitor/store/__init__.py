@@ -10,6 +10,7 @@ from monitor.store.knowing import Causes
 from monitor.store.obeyed import ObeyedStore
 from monitor.store.outbox import ChannelQueue, Outbox
 from monitor.store.plain_rows import micros
+from monitor.store.recorded import Recorded, Sent
 from monitor.store.repeats import Repeat
 from monitor.store.silences import SilenceStore
 from monitor.store.steps import StepStore
@@ -60,9 +61,11 @@ __all__ = [
     "HeartbeatStore",
     "History",
     "Outbox",
+    "Recorded",
     "Repeat",
     "ReportLog",
     "RunCount",
+    "Sent",
     "SilenceStore",
     "Store",
     "StoreThread",

@@ -37,17 +37,22 @@ _POSTGRES = {
 class Database:
     """An open state database. ``place`` names it in messages, without a password."""
 
-    def __init__(self, url: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+    def __init__(self, url: str, busy_timeout_s: float = BUSY_TIMEOUT_S, *, read_only: bool = False) -> None:
         parsed = make_url(url)
         self.place = parsed.render_as_string(hide_password=True)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         if self.is_sqlite:
             self.place = parsed.database or ":memory:"
-            _make_folder(self.place)
+            if read_only:
+                open_readable(Path(self.place))
+            else:
+                _make_folder(self.place)
             self._engine = create_engine(parsed, connect_args={"timeout": busy_timeout_s, "check_same_thread": False})
-            _configure_sqlite(self._engine)
+            _configure_sqlite(self._engine, ("query_only=ON",) if read_only else ("journal_mode=WAL", "synchronous=FULL"))
         else:
-            self._engine = create_engine(parsed, pool_size=2, max_overflow=2, pool_pre_ping=True, connect_args=_POSTGRES)
+            options = f"{_POSTGRES['options']} -c default_transaction_read_only=on" if read_only else _POSTGRES["options"]
+            arguments = {**_POSTGRES, "options": options}
+            self._engine = create_engine(parsed, pool_size=2, max_overflow=2, pool_pre_ping=True, connect_args=arguments)
 
     @property
     def dialect(self) -> Dialect:
@@ -65,6 +70,15 @@ class Database:
                 )
             if current != newest:
                 _migrate(connection)
+
+    def require_current(self) -> None:
+        """Raise ``StoreError`` unless the schema is this program's own."""
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        with self.read() as connection:
+            current = MigrationContext.configure(connection).get_current_heads()
+        if current != tuple(ScriptDirectory.from_config(config).get_heads()):
+            raise StoreError(f"state {self.place} was written by another version of the monitor: start this version once, it upgrades it")
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -136,12 +150,12 @@ def _make_folder(place: str) -> None:
         raise StoreError(f"state {place}: its folder cannot be made: {exc.strerror}") from exc
 
 
-def _configure_sqlite(engine: Engine) -> None:
+def _configure_sqlite(engine: Engine, pragmas: tuple[str, ...]) -> None:
     @event.listens_for(engine, "connect")
     def _on_connect(dbapi_connection: Any, _record: object) -> None:
         dbapi_connection.isolation_level = None  # transactions are begun below, explicitly
         cursor = dbapi_connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL"):
+        for pragma in pragmas:
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 

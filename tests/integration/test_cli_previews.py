@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from monitor.clock import SystemClock
 from monitor.domain import AlertPolicy, CheckResult, EscalationStep, FindingKind, Observed, Outcome, Severity
 from monitor.errors import StoreError, UsageError
 from monitor.store import Store
+from monitor.stretches import Seen, Stretch
 
 CHAIN = (EscalationStep(0, "on-call", ("mail",)),)
 CONFIG: dict[str, Any] = {
@@ -154,3 +156,38 @@ def test_the_shell_completes_ids_and_is_silent_when_there_is_nothing_to_ask(
     assert completed(config, capsys, "ack", web[:5]) == [web]
     assert set(completed(config, capsys, "incidents", "")) == {"list", "show"}
     assert completed(config.parent / "none.toml", capsys, "ack", "") == []
+
+
+def test_another_configuration_is_simulated_and_what_could_not_be_looked_at_is_said(
+    cli: Cli, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = SystemClock().now()
+    down = (Seen("ServiceDown", (), Severity.P1, None, None, "web does not answer"),)
+    began, ended = now - timedelta(hours=3), now - timedelta(hours=2)
+    bad = Stretch("http_health/web", began, ended, 241, Outcome.FOUND, down, "", (2_000_000,), "other", starts=True)
+    good = Stretch("http_health/web", ended + timedelta(seconds=15), now, 480, Outcome.OK, (), "", (2_000_000,), "other", starts=False)
+    with pytest.raises(StoreError, match="--state-of"):
+        cli("simulate")
+    store = Store(f"sqlite:///{tmp_path / 'monitor.db'}")
+    store.stretches.save([bad, good])
+    store.close()
+    told = json.loads(cli("simulate", "--since", "1d", "--json"))
+    assert [(one["status"], one["transition"], one["channel"]) for one in told["notifications"]] == [
+        ("only new", "triggered", "mail"),
+        ("only new", "resolved", "mail"),
+    ]
+    after = datetime.fromisoformat(told["notifications"][0]["at"]) - began
+    assert timedelta(minutes=5) <= after <= timedelta(minutes=5, seconds=16)  # fail_for
+    assert [(row["severity"], row["was"], row["would_be"]) for row in told["counts"]] == [("P1", 0, 1)]
+    said = " ".join(told["remarks"])
+    assert "without a history: http_health/shop" in said
+    assert "other keys than then have http_health/web" in said
+    elsewhere = tmp_path / "new" / "config.toml"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text(tomli_w.dumps({**CONFIG, "checks": {"http_health": {"services": ["shop"]}}}))
+    app(["simulate", "--config", str(elsewhere), "--state-of", str(config)], standalone_mode=False)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "not watched with this configuration: http_health/web" in shown
+    assert "nobody was asked anything" in shown
+    with pytest.raises(UsageError, match="--since"):
+        cli("simulate", "--since", "yesterday")

@@ -120,6 +120,13 @@ def test_while_an_alert_waits_for_good_runs_each_of_them_is_written_soon() -> No
         assert [one.runs for one in book.write()] == [1, runs]
 
 
+def test_a_clock_that_is_set_back_begins_another() -> None:
+    book = Book()
+    book.see(Outcome.OK)
+    book.see(Outcome.OK, after_s=-600)
+    assert [one.runs for one in book.write(whole=True)] == [1, 1]
+
+
 def test_what_could_not_be_written_is_written_with_the_next() -> None:
     book = Book()
     book.see(Outcome.FOUND, DOWN("x"))
