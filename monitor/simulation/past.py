@@ -104,14 +104,20 @@ def _ruled(
 
 
 def _postings(alerts: Iterable[Alert], incidents: Iterable[Incident], timelines: dict[str, list[TimelineEntry]]) -> tuple[Posting, ...]:
-    """Begins and ends of foreign alerts, from the lines of their incidents: an alert's row knows only its last time."""
-    by_words = {(alert.group, alert.summary): alert for alert in alerts if alert.instance == INSTANCE}
+    """Begins and ends of foreign alerts, from the lines of their incidents: an alert's row knows only its last time.
+
+    A line that has other words than every alert of the group has today stands for one of them: what folds is alike.
+    """
+    foreign = [alert for alert in alerts if alert.instance == INSTANCE]
+    by_words = {(alert.group, alert.summary): alert for alert in foreign}
+    own = {alert.group for alert in alerts if alert.instance != INSTANCE}
+    by_group = {alert.group: alert for alert in foreign if alert.group not in own}
     found: list[Posting] = []
     for incident in incidents:
         fires: dict[str, Alert] = {}
         for entry in timelines.get(incident.id, ()):
             word, _, words = entry.text.partition(": ")
-            alert = by_words.get((incident.group, words))
+            alert = by_words.get((incident.group, words)) or by_group.get(incident.group)
             if alert is not None and (entry.kind == "opened" or (entry.kind == "alert" and word == "also")):
                 fires[alert.fingerprint] = alert
                 found.append(Posting(entry.at, PostedAlert(dict(alert.labels), dict(alert.annotations), entry.at)))

@@ -73,11 +73,10 @@ class Database:
 
     def require_current(self) -> None:
         """Raise ``StoreError`` unless the schema is this program's own."""
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
+        _, newest = read_revisions(MIGRATIONS)
         with self.read() as connection:
-            current = MigrationContext.configure(connection).get_current_heads()
-        if current != tuple(ScriptDirectory.from_config(config).get_heads()):
+            current = _revisions_of(connection)
+        if current != newest:
             raise StoreError(f"state {self.place} was written by another version of the monitor: start this version once, it upgrades it")
 
     @contextmanager

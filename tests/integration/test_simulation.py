@@ -194,10 +194,10 @@ async def test_foreign_alerts_are_replayed_from_their_incidents(tmp_path: Path) 
     later = timedelta(days=1)
     async with history(tmp_path).running() as past:
         await past.look("health/shop", OK)
-        for number in range(2):  # twice the same
+        for number in range(2):
             now = past.clock.now()
             labels = {"alertname": "Backlog", "service": "queue", "severity": "critical"}
-            alert = PostedAlert(labels, {"summary": "too long"}, now, now + later)
+            alert = PostedAlert(labels, {"summary": f"{number} too many"}, now, now + later)
             await past.post(alert)
             await past.wait(1000 + number)
             await past.post(replace(alert, ends_at=past.clock.now()))
@@ -273,7 +273,7 @@ def judge(script: list[tuple[Any, ...]], make: Any) -> None:
         assert [line for line in lines if line.status is not Status.BOTH or abs(line.later_s) > 1.5] == []
 
 
-@examples(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scripts, inhibitions, windows)
 def test_any_history_replayed_with_its_own_configuration_is_what_was_sent(
     script: list[tuple[Any, ...]], rules: tuple[Inhibition, ...], planned: tuple[Window, ...]

@@ -1,6 +1,7 @@
 """Short histories written by the real engine on a clock of ours, and their replay from the real state."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -107,17 +108,21 @@ class History:
 
     async def take(self, who: str = "anna") -> None:
         """Somebody acknowledges the worst open incident."""
+        self.clock.advance(0.01)
         for incident in self.store.incidents.list(unresolved=True)[:1]:
             acknowledge(self.store, incident.id, who, self.clock)
         await self.engine.round()
 
     async def silence(self, matcher: str, minutes: float) -> None:
+        self.clock.advance(0.01)
         now = self.clock.now()
         self.store.silences.save(make([matcher], now, now + timedelta(minutes=minutes), "anna", "planned", now))
         await self.engine.round()
 
     async def post(self, *posted: PostedAlert) -> None:
-        await self.intake.post(posted)
+        self.clock.advance(0.01)
+        said = [{"labels": one.labels, "annotations": one.annotations, "startsAt": one.starts_at, "endsAt": one.ends_at} for one in posted]
+        await self.intake.post(json.dumps(said, default=datetime.isoformat).encode())
         await self.engine.round()
 
     def simulate(self, settings: Settings | None = None, *, unacknowledged: bool = False) -> tuple[tuple[Line, ...], Replayed]:
