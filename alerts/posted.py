@@ -1,13 +1,12 @@
 """Alerts that others send in Alertmanager's form: what they mean here, how repeats merge, when they end. Pure."""
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from alerts.decide import Known, Policy, fold
 from alerts.fingerprint import fingerprint
-from monitor.domain import Alert, AlertState, Decision, Severity, pairs
+from monitor.domain import Alert, AlertState, Decision, Labels, Severity, pairs
 from monitor.plugins import one_line
 
 INSTANCE = "alertmanager"
@@ -15,7 +14,6 @@ INSTANCE = "alertmanager"
 MOST_LABELS = 64
 MOST_CHARS = 16_384
 SUMMARY_CHARS = 500
-_LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _SEVERITIES = {"critical": Severity.P1, "page": Severity.P1, "error": Severity.P2, "high": Severity.P2, "warning": Severity.P3,
                "info": Severity.P4, "none": Severity.P4}  # fmt: skip
 
@@ -59,13 +57,13 @@ def service_of(labels: Mapping[str, str]) -> str:
     return labels.get("service") or labels.get("job") or labels.get("instance") or INSTANCE
 
 
-def accept(posted: PostedAlert, policy: PostedPolicy, guides: Iterable[str], now: datetime) -> Alert:
+def accept(posted: PostedAlert, policy: PostedPolicy, guides: Container[str], now: datetime) -> Alert:
     """The alert that one posting stands for. Raises ``ValueError`` in plain words when it is not acceptable."""
     labels = {name: text.replace("\0", "\ufffd") for name, text in posted.labels.items() if text}
     annotations = {name: text.replace("\0", "\ufffd") for name, text in posted.annotations.items() if text}
     if not labels:
         raise ValueError("at least one label pair required")
-    bad = next((name for name in (*labels, *annotations) if not _LABEL_NAME.fullmatch(name)), None)
+    bad = next((name for name in (*labels, *annotations) if not (name.isascii() and name.isidentifier())), None)
     if bad is not None:
         raise ValueError(f"invalid label name {bad[:80]!r}")
     if len(labels) + len(annotations) > MOST_LABELS or sum(map(len, (*labels.values(), *annotations.values()))) > MOST_CHARS:
@@ -76,28 +74,28 @@ def accept(posted: PostedAlert, policy: PostedPolicy, guides: Iterable[str], now
     ends_at = posted.ends_at or now + policy.resolve_after
     if ends_at < starts_at:
         raise ValueError("start time must be before end time")
-    group = policy.group_of(labels)
+    group, identity, words = policy.group_of(labels), pairs(labels), pairs(annotations)
     said = annotations.get("summary") or annotations.get("description") or annotations.get("message") or ""
     over = ends_at <= now
     code = labels.get("incident")
     return Alert(
-        fingerprint=fingerprint(pairs(labels)),
+        fingerprint=fingerprint(identity),
         instance=INSTANCE,
         group=group,
         home=group,
         service=one_line(service_of(labels), limit=100),
-        labels=pairs(labels),
-        code=code if code in set(guides) else None,
+        labels=identity,
+        code=code if code is not None and code in guides else None,
         severity=policy.severity_of(labels),
-        summary=one_line(said, limit=SUMMARY_CHARS) or " ".join(f"{name}={text}" for name, text in sorted(labels.items()))[:SUMMARY_CHARS],
-        facts=_facts(labels, annotations),
+        summary=one_line(said, limit=SUMMARY_CHARS) or " ".join(f"{name}={text}" for name, text in identity)[:SUMMARY_CHARS],
+        facts=_facts(identity, words),
         state=AlertState.RESOLVED if over else AlertState.FIRING,
         bad_runs=0 if over else 1,
         good_runs=1 if over else 0,
         pending_since=starts_at,
         firing_since=starts_at,
         resolved_at=ends_at if over else None,
-        annotations=pairs(annotations),
+        annotations=words,
         generator_url=posted.generator_url[:2000].replace("\0", ""),
         ends_at=ends_at,
         ends_unsaid=posted.ends_at is None,
@@ -149,9 +147,7 @@ def merge(old: Alert, new: Alert, now: datetime) -> Alert:
     )
 
 
-def _facts(labels: Mapping[str, str], annotations: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+def _facts(labels: Labels, annotations: Labels) -> Labels:
     """What is shown as evidence: the annotations that are not shown elsewhere, then the labels."""
-    shown = {"summary", "runbook_url"}
-    told = [(name, text) for name, text in sorted(annotations.items()) if name not in shown]
-    told += [(name, text) for name, text in sorted(labels.items()) if name not in {"alertname", "severity"}]
-    return tuple((name, one_line(text)) for name, text in told)
+    told = [(name, one_line(text)) for name, text in annotations if name not in {"summary", "runbook_url"}]
+    return (*told, *((name, one_line(text)) for name, text in labels if name not in {"alertname", "severity"}))

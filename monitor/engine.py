@@ -5,10 +5,10 @@ The store is the truth about alerts and incidents; in memory are only the latest
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from functools import partial
+from typing import TypeVar
 
 import structlog
 
@@ -33,6 +33,8 @@ TICK_S = 1.0
 PRUNE_EVERY_S = 3600.0
 SETTLE_EVERY_S = 15.0
 MAX_SETTLED = 100_000
+CHANGED_AT_ONCE = 500
+"""Incidents."""
 MOST_SAID = 20
 """Lines of incidents' histories that one decision logs; all of them are stored."""
 MAX_UNSAVED = 100_000
@@ -41,6 +43,8 @@ MAX_UNSAVED = 100_000
 UPKEEP = "upkeep/monitor"
 NO_CHECKS = frozenset({INSTANCE, "delivery/monitor", UPKEEP})
 """What stands in an alert in place of a check instance when no check found it."""
+
+Item = TypeVar("Item")
 
 log = structlog.get_logger("monitor.engine")
 
@@ -214,9 +218,8 @@ class Engine:
         now = self._clock.now()
         incidents = self._store.incidents
         people = self.settings.people
-        for incident_id in await self._thread(incidents.due, now):
-            _, decided = await self._thread(incidents.change, incident_id, lambda known: escalation.escalate(known, now, people), now)
-            self.announce(decided)
+        for some in _portions(await self._thread(incidents.due, now)):
+            self.announce(await self._thread(incidents.change_each, some, lambda known: escalation.escalate(known, now, people), now))
 
     async def _settle_mutes(self) -> None:
         """Mute and unmute incidents when a silence or a window begins, changes or ends, or what fires changed under inhibition.
@@ -237,14 +240,17 @@ class Engine:
                 return []
             policy = replace(self.policy(AlertPolicy()), muting=muting)
             store = self._store.incidents
-            firing: dict[str, list[Alert]] = {}
-            for alert in store.firing():
-                firing.setdefault(alert.group, []).append(alert)
+            incidents = store.list(unresolved=True, limit=MAX_SETTLED) if muting else store.muted()
             decided = []
-            for incident in store.list(unresolved=True, limit=MAX_SETTLED):
-                decide_mute = partial(settle, firing=firing.get(incident.group, ()), policy=policy, now=now)
-                if decide_mute(incident):
-                    decided.append(store.change(incident.id, decide_mute, now)[1])
+            for some in _portions(incidents):
+                firing = store.firing_by_group(incident.group for incident in some) if muting else {}
+
+                def decide_mute(incident: Incident, firing: Mapping[str, Sequence[Alert]] = firing) -> Decision:
+                    return settle(incident, firing.get(incident.group, ()), policy, now)
+
+                changing = [incident.id for incident in some if decide_mute(incident)]
+                if changing:
+                    decided.append(store.change_each(changing, decide_mute, now))
             self._mutes, self._next_settle = mutes, self._clock.monotonic() + SETTLE_EVERY_S
             return decided
 
@@ -301,6 +307,11 @@ class Engine:
         if self.store_error is None:
             log.error("state cannot be written; checking goes on, decisions wait", error=str(exc))
         self.store_error = str(exc)
+
+
+def _portions(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """As many as are changed in one transaction: what a check found does not wait long behind a storm."""
+    return (items[first : first + CHANGED_AT_ONCE] for first in range(0, len(items), CHANGED_AT_ONCE))
 
 
 async def _nothing() -> None:

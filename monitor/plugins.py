@@ -67,6 +67,8 @@ class Service:
 
 def one_line(text: str, *, limit: int = 200) -> str:
     """A stranger's text made fit to show: control, bidirectional and line-end characters become single spaces, the rest is cut."""
+    if len(text) <= limit and text.isprintable() and "  " not in text and text[:1] != " " != text[-1:]:
+        return text  # as nearly all are; a space is the only printable blank
     looked_at = text[: 4 * limit]
     if not looked_at.isprintable():
         looked_at = "".join(char if char.isprintable() else " " for char in looked_at)

@@ -3,10 +3,11 @@
 Measured: a thousand new alerts, each with its incident, cost 0.14 s this way and 3.0 s row by row through typed columns.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Table, column, insert, table
+from sqlalchemy import ARRAY, ColumnElement, Connection, Dialect, Table, Text, bindparam, column, func, insert, select, table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import Insert
 from sqlalchemy.sql.expression import TableClause
@@ -59,3 +60,31 @@ def upsert_into(target: Table, dialect: Dialect) -> Statement:
 def untyped(target: Table) -> TableClause:
     """The same table, whose values come and go as the driver has them."""
     return table(target.name, *(column(one.name) for one in target.columns))
+
+
+class Lookup:
+    """Whole rows of a table, whose values come as the driver has them, by a list of values of one column. The text is made once."""
+
+    def __init__(self, target: TableClause, key: str, *where: ColumnElement[bool]) -> None:
+        self._query = select(target).where(*where)
+        self._key = target.c[key]
+        self._texts: dict[str, str] = {}
+
+    def rows(self, connection: Connection, values: Iterable[str]) -> Sequence[Any]:
+        """The rows. However many values: they are one parameter."""
+        wanted = sorted(set(values))
+        if not wanted:
+            return ()
+        dialect = connection.dialect
+        text = self._texts.get(dialect.name) or self._compile(dialect)
+        given: Any = (json.dumps(wanted),) if dialect.name == "sqlite" else {"wanted": wanted}
+        return connection.exec_driver_sql(text, given).fetchall()
+
+    def _compile(self, dialect: Dialect) -> str:
+        among: ColumnElement[bool]
+        if dialect.name == "sqlite":
+            among = self._key.in_(select(column("value")).select_from(func.json_each(bindparam("wanted", type_=Text))))
+        else:
+            among = self._key == func.any(bindparam("wanted", type_=ARRAY(Text)))
+        text = self._texts[dialect.name] = str(self._query.where(among).compile(dialect=dialect))
+        return text

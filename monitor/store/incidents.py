@@ -1,36 +1,39 @@
 """Alerts, incidents and their timeline: what is known, and decisions committed whole or not at all."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from sqlalchemy import Connection, delete, func, or_, select, update
 
 from alerts.decide import Known
 from alerts.escalation import join
-from monitor.domain import Alert, AlertState, Decision, Incident, IncidentState, Labels, Severity, Standing, TimelineEntry
+from monitor.domain import Alert, Decision, Incident, IncidentState, Labels, Severity, Standing, TimelineEntry
 from monitor.errors import UsageError
+from monitor.store.bulk import Lookup
 from monitor.store.database import Database
 from monitor.store.knowing import (
     ALERTS,
+    FIRING,
     INCIDENTS,
     LIVE_ALERT,
     LIVE_INCIDENT,
     NO_CAUSES,
     Causes,
     Speaks,
+    firing_in,
     known_about,
     known_to,
     read_alerts,
     read_incidents,
 )
-from monitor.store.plain_rows import micros
+from monitor.store.plain_rows import incident_from, micros
 from monitor.store.repeats import Repeat, Repeating
 from monitor.store.rows import timeline_of
 from monitor.store.saving import Saving
 from monitor.store.schema import alerts, incidents, outbox, timeline
 from monitor.store.standings import candidates, standings
 
-_FIRING = ALERTS.c.state == AlertState.FIRING.value
+_BY_ID = Lookup(INCIDENTS, "id")
 
 
 class IncidentStore:
@@ -91,8 +94,7 @@ class IncidentStore:
     def change_each(self, incident_ids: Sequence[str], decision: Callable[[Incident], Decision], now: datetime) -> Decision:
         """Apply a decision to each of many incidents, all in one transaction. Those that are not there are passed over."""
         with self._database.write() as connection:
-            each = read_incidents(connection, select(INCIDENTS).where(INCIDENTS.c.id.in_(incident_ids)))
-            decided = join(*(decision(incident) for incident in each))
+            decided = join(*(decision(incident_from(row)) for row in _BY_ID.rows(connection, incident_ids)))
             if decided:
                 self._saving.save(connection, decided, now)
             return decided
@@ -149,7 +151,7 @@ class IncidentStore:
     def firing(self) -> tuple[Alert, ...]:
         """Every alert that fires now."""
         with self._database.read() as connection:
-            return tuple(sorted(read_alerts(connection, _FIRING), key=lambda alert: alert.fingerprint))
+            return tuple(sorted(read_alerts(connection, FIRING), key=lambda alert: alert.fingerprint))
 
     def live_alerts(self) -> tuple[Alert, ...]:
         """Every alert that is pending or firing."""
@@ -163,10 +165,15 @@ class IncidentStore:
         with self._database.read() as connection:
             return tuple(read_alerts(connection, ALERTS.c.group_key == incident.group, ended))
 
+    def firing_by_group(self, groups: Iterable[str]) -> Mapping[str, Sequence[Alert]]:
+        """The alerts that fire now in each of these groups."""
+        with self._database.read() as connection:
+            return firing_in(connection, groups)
+
     def firing_in(self, group: str) -> tuple[Alert, ...]:
         """The alerts of one group that fire now."""
         with self._database.read() as connection:
-            return tuple(read_alerts(connection, _FIRING, ALERTS.c.group_key == group))
+            return tuple(read_alerts(connection, FIRING, ALERTS.c.group_key == group))
 
     def common_labels(self, group: str) -> Labels:
         """What the labels of the alerts of one group that fire now, its own before those of its guests, have in common."""
@@ -177,7 +184,7 @@ class IncidentStore:
     def lapsed(self, now: datetime, limit: int) -> tuple[Alert, ...]:
         """Foreign alerts that fire though their end has come, so many at most."""
         with self._database.read() as connection:
-            return tuple(read_alerts(connection, _FIRING, LIVE_ALERT, ALERTS.c.ends_at <= micros(now), limit=limit))
+            return tuple(read_alerts(connection, FIRING, ALERTS.c.ends_at <= micros(now), limit=limit))
 
     def live_instances(self) -> frozenset[str]:
         """Check instances with an alert that is pending or firing."""
@@ -188,6 +195,11 @@ class IncidentStore:
         """One incident by id or unique beginning of it. Raises ``UsageError`` naming what matches."""
         with self._database.read() as connection:
             return _find(connection, incident_id)
+
+    def muted(self) -> tuple[Incident, ...]:
+        """Unresolved incidents that tell nobody now."""
+        with self._database.read() as connection:
+            return tuple(read_incidents(connection, select(INCIDENTS).where(LIVE_INCIDENT, INCIDENTS.c.muted_at.is_not(None))))
 
     def list(self, *, unresolved: bool, since: datetime | None = None, limit: int = 200) -> tuple[Incident, ...]:
         """Incidents, the worst unresolved first, then the newest. ``since`` adds those that were open at or after that moment."""

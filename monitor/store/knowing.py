@@ -6,18 +6,23 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, literal_column, or_, select
 
 from alerts.decide import Known
 from monitor.domain import Alert, AlertState, Incident, IncidentState
-from monitor.store.bulk import untyped
+from monitor.store.bulk import Lookup, untyped
 from monitor.store.plain_rows import alert_from, incident_from, micros
 from monitor.store.schema import alerts, incidents
 
 ALERTS = untyped(alerts)
 INCIDENTS = untyped(incidents)
-LIVE_ALERT = ALERTS.c.state != AlertState.RESOLVED.value
-LIVE_INCIDENT = INCIDENTS.c.state != IncidentState.RESOLVED.value
+# literals: a partial index serves a condition only where its text is in the statement
+LIVE_ALERT = ALERTS.c.state != literal_column(f"'{AlertState.RESOLVED.value}'")
+LIVE_INCIDENT = INCIDENTS.c.state != literal_column(f"'{IncidentState.RESOLVED.value}'")
+FIRING = and_(LIVE_ALERT, ALERTS.c.state == literal_column(f"'{AlertState.FIRING.value}'"))
+_BY_PRINT = Lookup(ALERTS, "fingerprint", LIVE_ALERT)
+_BY_GROUP = Lookup(ALERTS, "group_key", LIVE_ALERT)
+_OPEN_BY_GROUP = Lookup(INCIDENTS, "group_key", LIVE_INCIDENT)
 WITNESSES = 20
 """So many alerts of a large group are looked at before all of them are."""
 
@@ -51,8 +56,7 @@ def known_about(connection: Connection, instance: str, groups: Collection[str], 
     touched = sorted({*groups, *connection.execute(mine).scalars(), *(cause.group for cause in found)})
     if not touched:
         return Known()
-    live = read_alerts(connection, LIVE_ALERT, ALERTS.c.group_key.in_(touched))
-    return Known(alerts=tuple(live), incidents=_open_in(connection, touched), causes=found)
+    return Known(alerts=_live_in(connection, touched), incidents=_open_in(connection, touched), causes=found)
 
 
 def known_to(connection: Connection, sent: Sequence[Alert], speaks: Speaks) -> Known:
@@ -63,11 +67,11 @@ def known_to(connection: Connection, sent: Sequence[Alert], speaks: Speaks) -> K
     than a small one. Where none is found, or one is worse than the incident, the whole group is read.
     """
     latest = {alert.fingerprint: alert for alert in sent}
-    known = {alert.fingerprint: alert for alert in read_alerts(connection, LIVE_ALERT, ALERTS.c.fingerprint.in_(sorted(latest)))}
+    known = {alert.fingerprint: alert for alert in map(alert_from, _BY_PRINT.rows(connection, latest))}
     in_group: dict[str, list[Alert]] = defaultdict(list)
     for print_, alert in latest.items():
         in_group[known[print_].group if print_ in known else alert.group].append(alert)
-    opened = _open_in(connection, sorted(in_group))
+    opened = _open_in(connection, in_group)
     whole = []
     for group, mine in in_group.items():
         incident = opened.get(group)
@@ -78,7 +82,7 @@ def known_to(connection: Connection, sent: Sequence[Alert], speaks: Speaks) -> K
             else:
                 whole.append(group)
     if whole:
-        known |= {alert.fingerprint: alert for alert in read_alerts(connection, LIVE_ALERT, ALERTS.c.group_key.in_(whole))}
+        known |= {alert.fingerprint: alert for alert in _live_in(connection, whole)}
     return Known(alerts=tuple(known.values()), incidents=opened)
 
 
@@ -97,9 +101,12 @@ def _ended_since(moment: datetime) -> ColumnElement[bool]:
     return and_(ALERTS.c.firing_since.is_not(None), ALERTS.c.resolved_at >= micros(moment))
 
 
-def _open_in(connection: Connection, groups: Sequence[str]) -> Mapping[str, Incident]:
-    query = select(INCIDENTS).where(LIVE_INCIDENT, INCIDENTS.c.group_key.in_(groups))
-    return {incident.group: incident for incident in read_incidents(connection, query)}
+def _live_in(connection: Connection, groups: Iterable[str]) -> tuple[Alert, ...]:
+    return tuple(map(alert_from, _BY_GROUP.rows(connection, groups)))
+
+
+def _open_in(connection: Connection, groups: Iterable[str]) -> Mapping[str, Incident]:
+    return {incident.group: incident for incident in map(incident_from, _OPEN_BY_GROUP.rows(connection, groups))}
 
 
 def _is_settled(incident: Incident, mine: Iterable[Alert], speaks: Speaks) -> bool:
@@ -115,4 +122,13 @@ def _worsens(incident: Incident, mine: Iterable[Alert]) -> bool:
 def _witnesses(connection: Connection, group: str, mine: Iterable[Alert]) -> list[Alert]:
     """Some of the others that fire in the group."""
     others = ALERTS.c.fingerprint.not_in(sorted(alert.fingerprint for alert in mine))
-    return list(read_alerts(connection, ALERTS.c.state == AlertState.FIRING.value, ALERTS.c.group_key == group, others, limit=WITNESSES))
+    return list(read_alerts(connection, FIRING, ALERTS.c.group_key == group, others, limit=WITNESSES))
+
+
+def firing_in(connection: Connection, groups: Iterable[str]) -> dict[str, list[Alert]]:
+    """What fires in each of these groups."""
+    found: dict[str, list[Alert]] = defaultdict(list)
+    for alert in _live_in(connection, groups):
+        if alert.state is AlertState.FIRING:
+            found[alert.group].append(alert)
+    return found
