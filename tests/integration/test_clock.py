@@ -19,7 +19,6 @@ from aiosmtpd.controller import Controller
 from alerts.matchers import parse_matcher
 from alerts.muting import Window
 from alerts.oncall import People, Rotation
-from alerts.posted import PostedAlert
 from monitor.clocksteps import STEP_S
 from monitor.config.settings import Settings
 from monitor.delivery import LEASE_S
@@ -235,7 +234,7 @@ async def test_a_foreign_alert_of_a_sender_that_names_no_end_lasts_as_long_as_be
     async with at(settings(memory, switch.subject, page=page), T0) as world:
         intake = Intake(world.engine, store=world.store, thread=world.thread, clock=world.clock, guides={})
         serving = asyncio.create_task(intake.serve())
-        await intake.post([PostedAlert({"alertname": "Foreign", "service": "auth"})])
+        await intake.post(b'[{"labels": {"alertname": "Foreign", "service": "auth"}}]')
         (before,) = world.store.incidents.firing()
         world.clock.set_by(step_s)
         await world.engine.round()
