@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from datetime import datetime
-from itertools import pairwise
 
 import msgspec
 import structlog
@@ -70,4 +69,4 @@ class Flaps:
 
 
 def _swung(outcomes: tuple[Outcome, ...]) -> bool:
-    return any(before is not after for before, after in pairwise(outcomes))
+    return bool(outcomes) and outcomes.count(outcomes[0]) != len(outcomes)

@@ -1,4 +1,4 @@
-"""When each check runs: monotonic, drift-free, spread over its interval, never overlapping with itself."""
+"""When each check runs: monotonic, drift-free, spread over its interval, never overlapping with itself. One database's checks look together."""
 
 import asyncio
 import heapq
@@ -71,7 +71,7 @@ class Scheduler:
             if known is not None and known.instance == instance:
                 continue
             self._serial += 1
-            first = now + spread(key) * min(instance.every_s, FIRST_RUN_WITHIN_S)
+            first = now + spread(_together(instance)) * min(instance.every_s, FIRST_RUN_WITHIN_S)
             entry = self._entries[key] = _Entry(instance, self._serial, first, known.running if known else None)
             self._push(first, entry, regular=True)
         self._changed.set()
@@ -134,6 +134,11 @@ class Scheduler:
 
     def _push(self, at: float, entry: _Entry, *, regular: bool) -> None:
         heapq.heappush(self._heap, _Due(at, entry.serial, entry.instance.key, regular))
+
+
+def _together(instance: CheckInstance) -> str:
+    """What has the same place in time: checks of one database share a round trip to it, others are spread."""
+    return instance.service.name if "dsn" in instance.check.needs else instance.key
 
 
 def spread(key: str) -> float:

@@ -4,9 +4,11 @@ Owns the latest samples of every check instance and the monitor's own series. Us
 """
 
 import platform
+from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from monitor.domain import CheckResult, Metric, Sample
+from monitor.domain import CheckResult, Metric
 from monitor.metrics import names
 from monitor.metrics.family import Family, Values, escape
 
@@ -14,10 +16,30 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SERIES_PER_FAMILY = 500
 """Of one metric and one check instance: what a check shows beyond is left out, and counted."""
 
+USUAL_LAYOUTS = 4
+"""Of each check: that of its good results, and of some others."""
+
 _SELF = ""
 """The instance under which the monitor's own series are kept."""
 
 _Batch = tuple[Metric, Values]
+_Series = list[tuple[Metric, tuple[str, ...]]]
+"""Metric and label values of each sample of a result."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where the numbers of a result are shown, until one has other series."""
+
+    series: _Series | None
+    """None when some of them are left out."""
+    own: tuple[tuple[Family, tuple[int, ...]], ...]
+    """The families of the check's metrics, and which of the samples are in each."""
+    common: tuple[Family, ...]
+    """Of what is shown of every run, whatever the check."""
+
+    def families(self) -> tuple[Family, ...]:
+        return (*[family for family, _ in self.own], *self.common)
 
 
 class Exposition:
@@ -30,11 +52,16 @@ class Exposition:
     def __init__(self, version: str, *, series_per_family: int = SERIES_PER_FAMILY) -> None:
         self._cap = series_per_family
         self._families: dict[str, Family] = {}
-        self._of_instance: dict[str, tuple[Family, ...]] = {}
+        self._layouts: dict[str, _Layout] = {}
+        """By instance."""
+        self._usual: dict[str, deque[_Layout]] = {}
+        """By check: most of its instances have the same series, and one layout serves them all."""
         self._subjects: dict[str, _Subject] = {}
         self._own: dict[Metric, Values] = {}
         self._changed: set[Metric] = set()
         self._text: bytes | None = None
+        self._dropped = 0
+        """How many series were left out so far."""
         for metric in (*names.OWN, *names.PER_CHECK):  # before any check can take one of these names
             self._family(metric, ())
         self.set(names.BUILD_INFO, 1, version=version, python=platform.python_version())
@@ -46,25 +73,49 @@ class Exposition:
 
     def record(self, result: CheckResult) -> None:
         """Make ``result`` all there is to show of its instance: samples of a subject that is gone vanish."""
-        grouped: dict[str, _Batch] = {}
-        for sample in result.observed.samples:
-            if not _group(grouped, sample):
-                self._count_dropped(sample.metric.name, 1)
-        shown = [self._show(result.instance, metric, _SUBJECT, values, _subject(result)) for metric, values in grouped.values()]
-        subject = self._subjects.get(result.instance)
+        samples = result.observed.samples
+        series = [(sample.metric, sample.labels) for sample in samples]
+        layout = self._layouts.get(result.instance)
+        if layout is None or layout.series != series:
+            self._lay_out(result, series)
+            return
+        values = [sample.value for sample in samples]
+        for family, places in layout.own:
+            family.put(result.instance, tuple([values[place] for place in places]))
+        for family, numbers in zip(layout.common, self._subjects[result.instance].count(result), strict=True):
+            family.put(result.instance, numbers)
+        self._text = None
+
+    def _lay_out(self, result: CheckResult, series: "_Series") -> None:
+        """Show a result whose series are not those of the one before, or do not all fit."""
+        instance, dropped = result.instance, self._dropped
+        subject = self._subjects.get(instance)
         if subject is None:
-            subject = self._subjects[result.instance] = _Subject(_name(result), result.service)
-        shown += [self._show(result.instance, metric, (), values, "") for metric, values in subject.about(result)]
-        families = tuple(family for family in shown if family is not None)
-        for family in self._of_instance.get(result.instance, ()):
+            subject = self._subjects[instance] = _Subject(_name(result), result.service)
+        given = _subject(result)
+        own = [(self._show(instance, metric, _SUBJECT, values, given), metric, values) for metric, values in self._group(result)]
+        common = [self._show(instance, metric, (), values, "") for metric, values in subject.about(result)]
+        places = {key: place for place, key in enumerate(series)}
+        layout = _Layout(
+            series=series if dropped == self._dropped else None,  # what is left out is counted at every result
+            own=tuple([(family, tuple([places[metric, labels] for labels in values])) for family, metric, values in own if family]),
+            common=tuple([family for family in common if family]),
+        )
+        families = layout.families()
+        before = self._layouts.get(instance)
+        for family in before.families() if before else ():
             if family not in families:
-                family.forget(result.instance)
-        self._of_instance[result.instance] = families
+                family.forget(instance)
+        usual = self._usual.setdefault(result.check, deque(maxlen=USUAL_LAYOUTS))
+        if layout not in usual:
+            usual.append(layout)
+        self._layouts[instance] = usual[usual.index(layout)]
         self._text = None
 
     def forget(self, instance: str) -> None:
         """Show nothing of an instance any more, because the configuration no longer has it."""
-        for family in self._of_instance.pop(instance, ()):
+        layout = self._layouts.pop(instance, None)
+        for family in layout.families() if layout else ():
             family.forget(instance)
         self._subjects.pop(instance, None)
         self._text = None
@@ -106,6 +157,18 @@ class Exposition:
             self._text = "".join([self._families[name].render() for name in sorted(self._families)]).encode()
         return self._text
 
+    def _group(self, result: CheckResult) -> Iterable[_Batch]:
+        """The samples of each metric; the last of two with the same labels wins. What fits no declaration is counted."""
+        grouped: dict[str, _Batch] = {}
+        for sample in result.observed.samples:
+            metric, labels = sample.metric, sample.labels
+            found = grouped.setdefault(metric.name, (metric, {}))
+            if len(labels) == len(metric.labels) and (found[0] is metric or found[0] == metric):
+                found[1][labels] = sample.value
+            else:
+                self._count_dropped(metric.name, 1)
+        return grouped.values()
+
     def _show(self, instance: str, metric: Metric, added: tuple[str, ...], values: Values, given: str) -> Family | None:
         """Hand the values to the metric's family; None when there is no such family to be had."""
         family = self._family(metric, added)
@@ -124,6 +187,7 @@ class Exposition:
 
     def _count_dropped(self, name: str, count: int) -> None:
         if count:
+            self._dropped += count
             self.add(names.SERIES_DROPPED, count, metric=name)
 
 
@@ -139,18 +203,6 @@ def _name(result: CheckResult) -> str:
     return result.instance.removesuffix(f"/{result.service}")
 
 
-def _group(grouped: dict[str, _Batch], sample: Sample) -> bool:
-    """Sort a sample into its family; the last of two with the same labels wins. False when it fits no declaration."""
-    metric = sample.metric
-    found = grouped.get(metric.name)
-    if found is None:
-        found = grouped[metric.name] = (metric, {})
-    if len(sample.labels) != len(metric.labels) or (found[0] is not metric and found[0] != metric):
-        return False
-    found[1][sample.labels] = sample.value
-    return True
-
-
 class _Subject:
     """One instance in the label values that all its results share, and what is shown of every run, whatever the check."""
 
@@ -161,13 +213,18 @@ class _Subject:
         self._outcomes = tuple((check, service, outcome.value) for outcome in names.OUTCOMES)
         self._runs = [0] * len(names.OUTCOMES)
 
+    def count(self, result: CheckResult) -> tuple[tuple[float, ...], ...]:
+        """Count the run; the numbers of each of ``names.PER_CHECK``."""
+        self._runs[names.OUTCOMES.index(result.outcome)] += 1
+        was = tuple([float(outcome is result.outcome) for outcome in names.OUTCOMES])
+        return was, (result.duration_s,), (result.started_at.timestamp(),), tuple(map(float, self._runs))
+
     def about(self, result: CheckResult) -> tuple[_Batch, ...]:
         """Count the run, and show it."""
-        self._runs[names.OUTCOMES.index(result.outcome)] += 1
-        was = [float(outcome is result.outcome) for outcome in names.OUTCOMES]
-        return (
-            (names.CHECK_OUTCOME, dict(zip(self._outcomes, was, strict=True))),
-            (names.CHECK_DURATION, {self._subject: result.duration_s}),
-            (names.CHECK_LAST_RUN, {self._subject: result.started_at.timestamp()}),
-            (names.CHECK_RUNS, dict(zip(self._outcomes, map(float, self._runs), strict=True))),
+        labels = (self._outcomes, (self._subject,), (self._subject,), self._outcomes)
+        return tuple(
+            [
+                (metric, dict(zip(of, numbers, strict=True)))
+                for metric, of, numbers in zip(names.PER_CHECK, labels, self.count(result), strict=True)
+            ]
         )

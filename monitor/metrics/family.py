@@ -71,11 +71,15 @@ class Family:
             form = self._forms[instance] = (self._usual, *self._write_lines(labels, given))
         left_out = form[2]
         if left_out:
-            self._unwritten[instance] = tuple(value for number, value in enumerate(values.values()) if number not in left_out)
+            self.put(instance, tuple(value for number, value in enumerate(values.values()) if number not in left_out))
         else:
-            self._unwritten[instance] = tuple(values.values())
-        self._text = None
+            self.put(instance, tuple(values.values()))
         return len(left_out)
+
+    def put(self, instance: str, values: tuple[float, ...]) -> None:
+        """Show other values of just the series that are shown of the instance, in their order."""
+        self._unwritten[instance] = values
+        self._text = None
 
     def forget(self, instance: str) -> None:
         """Show nothing of the instance."""
@@ -88,7 +92,8 @@ class Family:
         """Header and lines, or nothing while there is no series."""
         if self._text is None:
             for instance, values in self._unwritten.items():
-                self._blocks[instance] = self._forms[instance][1] % tuple([_number(value) for value in values])
+                as_text = repr if isfinite(sum(values)) else _number
+                self._blocks[instance] = self._forms[instance][1] % tuple(map(as_text, values))
             self._unwritten.clear()
             body = "".join(self._blocks.values())
             self._text = self._head + body if body else ""

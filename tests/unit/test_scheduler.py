@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -47,6 +48,24 @@ async def test_runs_keep_to_the_grid_although_each_takes_time() -> None:
         await until(lambda: len(starts) >= 21)
     elapsed = starts[20] - starts[0]
     assert 0.95 <= elapsed <= 1.5  # 20 intervals; a loop that sleeps after each run would need 1.6 s
+
+
+async def test_checks_of_one_database_look_at_the_same_moment_whatever_their_intervals() -> None:
+    moments: dict[str, list[int]] = {"fast": [], "slow": [], "other": []}
+    turn = 0
+
+    async def run(one: CheckInstance) -> float | None:
+        nonlocal turn
+        moments[one.name].append(turn)
+        await asyncio.sleep(0)  # whoever was started together is still in this turn
+        turn += 1
+        return None
+
+    fast, slow = (instance(nothing, name=name, service="postgres", every_s=every_s) for name, every_s in (("fast", 0.05), ("slow", 0.1)))
+    asking = [replace(one, check=replace(one.check, needs=("dsn",))) for one in (fast, slow)]
+    async with serving(run, *asking):
+        await until(lambda: len(moments["slow"]) >= 5)
+    assert set(moments["slow"][:5]) <= set(moments["fast"])
 
 
 async def test_a_slow_run_is_never_doubled_and_what_was_left_out_is_counted() -> None:
