@@ -1,4 +1,4 @@
-"""When each check runs: monotonic, drift-free, spread over its interval, never overlapping with itself. One database's checks look together."""
+"""When each check runs: monotonic, drift-free, spread, one database's checks together, never overlapping with itself."""
 
 import asyncio
 import heapq
@@ -71,7 +71,7 @@ class Scheduler:
             if known is not None and known.instance == instance:
                 continue
             self._serial += 1
-            first = now + spread(_together(instance)) * min(instance.every_s, FIRST_RUN_WITHIN_S)
+            first = now + spread(_together(instance)) * FIRST_RUN_WITHIN_S % instance.every_s
             entry = self._entries[key] = _Entry(instance, self._serial, first, known.running if known else None)
             self._push(first, entry, regular=True)
         self._changed.set()
