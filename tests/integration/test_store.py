@@ -32,7 +32,7 @@ from monitor.domain import (
     Transition,
 )
 from monitor.errors import StoreError, UsageError
-from monitor.store import Causes, Store
+from monitor.store import Causes, Database, Recorded, Store, StretchStore
 from monitor.store.claims import Claimant, Voice
 from monitor.store.database import MIGRATIONS, read_revisions
 from monitor.stretches import Seen, Stretch
@@ -226,6 +226,21 @@ def test_a_stretch_grows_in_place_and_is_pruned_by_its_end(store: Store) -> None
     assert list(store.stretches.all()) == [longer, blind]
     store.stretches.prune(T0 + timedelta(hours=1, seconds=1))
     assert list(store.stretches.all()) == [blind]
+
+
+def test_what_is_recorded_is_read_and_never_written(store: Store, url: str) -> None:
+    stretch = Stretch("http/auth", T0, T0, 1, Outcome.OK, (), "", (), "abc", starts=True)
+    store.stretches.save([stretch])
+    recorded = Recorded(url)
+    try:
+        assert (list(recorded.stretches()), recorded.sent(), recorded.incidents(), recorded.timeline()) == ([stretch], (), (), ())
+    finally:
+        recorded.close()
+    database = Database(url, read_only=True)
+    with pytest.raises(StoreError, match=r"read-only|readonly"):
+        StretchStore(database).prune(T0 + timedelta(hours=1))
+    database.close()
+    assert list(store.stretches.all()) == [stretch]
 
 
 def test_a_report_period_is_wanted_once_and_sent_once(store: Store) -> None:
