@@ -17,6 +17,7 @@ from monitor.clock import Clock, SystemClock
 from monitor.config.settings import CheckInstance, Settings
 from monitor.deadman import DeadMan
 from monitor.delivery import Delivery
+from monitor.emergency import Emergency
 from monitor.engine import Engine
 from monitor.errors import ConfigError, MonitorError, Problem, StoreError
 from monitor.heartbeats import HeartbeatBook
@@ -80,6 +81,8 @@ class App:
         self._reports = Reports(settings, store=store, thread=thread, clock=clock, latest=lambda: self._engine.latest)
         self._intake = Intake(self._engine, store=store, thread=thread, clock=clock, guides=registry.guides)
         self._engine.each_round = SelfWatch(self._engine, store=store, thread=thread, clock=clock).look
+        self._emergency = Emergency(self._engine, self._state_trouble, clock)
+        self._engine.each_result = self._emergency.see
         self._alerting = Alerting(self._engine, self._intake, store=store, thread=thread, clock=clock, version=VERSION)
         self._views = Views(self._engine, store=store, thread=thread, clock=clock, version=VERSION)
         self._upkeep = UpkeepLoop(self._engine, store=store, thread=thread, clock=clock, show=self._exposition)
@@ -107,7 +110,16 @@ class App:
             with self._signals():
                 log.info("started", address=f"http://{self._settings.listen_host}:{self.port}", checks=len(self._settings.instances))
                 async with asyncio.TaskGroup() as group:
-                    loops = (self._scheduler, self._engine, self._intake, self._delivery, self._reports, self._deadman, self._upkeep)
+                    loops = (
+                        self._scheduler,
+                        self._engine,
+                        self._intake,
+                        self._delivery,
+                        self._reports,
+                        self._deadman,
+                        self._upkeep,
+                        self._emergency,
+                    )
                     tasks = [group.create_task(part.serve(), name=type(part).__name__) for part in loops]
                     tasks += [group.create_task(self._pulse(), name="pulse"), group.create_task(self._refresh_gauges(), name="gauges")]
                     http = group.create_task(server.serve(sockets=[self._socket]), name="http")
@@ -192,13 +204,16 @@ class App:
                 await self._views.refresh_gauges(show)
             await asyncio.sleep(PULSE_S)
 
-    def _unready(self) -> tuple[str, ...]:
-        reasons = []
+    def _state_trouble(self) -> str | None:
+        """Why the state cannot be written now; None when it can."""
         if self._engine.store_error:
-            reasons.append(f"the state cannot be written: {self._engine.store_error}")
+            return f"the state cannot be written: {self._engine.store_error}"
         silent_s = self._clock.monotonic() - self._engine.last_round
-        if silent_s > STATE_SILENT_S:
-            reasons.append(f"the state has not answered for {silent_s:.0f} s")
+        return f"the state has not answered for {silent_s:.0f} s" if silent_s > STATE_SILENT_S else None
+
+    def _unready(self) -> tuple[str, ...]:
+        trouble = self._state_trouble()
+        reasons = [] if trouble is None else [trouble]
         late_s = self._clock.monotonic() - self._last_pulse
         if late_s > 10 * PULSE_S:
             reasons.append(f"the event loop is {late_s:.0f} s late")

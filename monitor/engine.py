@@ -19,7 +19,7 @@ from alerts.posted import INSTANCE
 from monitor.clock import Clock
 from monitor.clocksteps import ClockSteps
 from monitor.config.settings import CheckInstance, Settings
-from monitor.domain import Alert, AlertPolicy, AlertState, CheckResult, Decision, Guide, Incident, Outcome, TimelineEntry
+from monitor.domain import Alert, AlertPolicy, AlertState, CheckResult, Decision, Guide, Incident, Outcome, Severity, TimelineEntry
 from monitor.errors import StoreError
 from monitor.flaps import KEPT_AS, Flaps
 from monitor.memory import Memory
@@ -90,6 +90,10 @@ class Engine:
         self._next_prune = clock.monotonic()
         self.each_round: Callable[[], Awaitable[None]] = _nothing
         """Called in every round of ``serve``; may raise ``StoreError``."""
+        self.each_result: Callable[[CheckInstance, CheckResult], None] = lambda *_: None
+        """Called with every result that is not quietly good, after its decision was kept or could not be."""
+        self.firing: dict[str, Severity] = {}
+        """By fingerprint: what checks found that fires, as far as the store is known to have it."""
         self._next_settle = clock.monotonic()
         self._mutes: object = None
         """What muted when the incidents were last looked at."""
@@ -97,6 +101,8 @@ class Engine:
     async def start(self) -> None:
         """Learn from the store which instances are not quiet, and what checks kept. Raises ``StoreError``."""
         self._unquiet = {key for key in await self._thread(self._store.incidents.live_instances) if key not in NO_CHECKS}
+        firing = await self._thread(self._store.incidents.firing)
+        self.firing = {alert.fingerprint: alert.severity for alert in firing if alert.instance != INSTANCE}
         kept = await self._thread(self._store.kept.all)
         self.flaps.load(kept)
         self._memory.load(kept)
@@ -106,8 +112,8 @@ class Engine:
         self.settings = settings
         self._keys = frozenset(instance.key for instance in settings.instances)
         self._fellers = _fellers(settings)
-        for key in self.latest.keys() - self._keys:
-            del self.latest[key]
+        for key in (self.latest.keys() | self.flaps.recent.keys()) - self._keys:
+            self.latest.pop(key, None)
             self.flaps.forget(key)
         self._stretches.adopt(self._keys)
 
@@ -125,21 +131,28 @@ class Engine:
         if quiet:
             return None
         try:
-            return await self._commit(instance, result)
+            again_s = await self._commit(instance, result)
+            self.each_result(instance, result)
+            return again_s
         except StoreError as exc:
             self._store_failed(exc)
+            self.each_result(instance, result)
             return instance.recheck_s  # nothing is lost: the next run decides the same, as soon as the store answers
 
     async def serve(self) -> None:
         """Go round every second until cancelled."""
         while True:
-            try:
-                await self.round()
-                self.store_error = None
-            except StoreError as exc:
-                self._store_failed(exc)
-            self.last_round = self._clock.monotonic()
+            await self.try_round()
             await asyncio.sleep(TICK_S)
+
+    async def try_round(self) -> None:
+        """One round; when the store fails, ``store_error`` says why until it works again."""
+        try:
+            await self.round()
+            self.store_error = None
+        except StoreError as exc:
+            self._store_failed(exc)
+        self.last_round = self._clock.monotonic()
 
     async def round(self) -> None:
         """Do once what time asks for: retire, mute, escalate, look at itself, write the history, prune. Raises ``StoreError``."""
@@ -296,6 +309,10 @@ class Engine:
 
     def announce(self, decided: Decision) -> None:
         """Log what was committed, and wake delivery when it queued something."""
+        for alert in decided.alerts:
+            self.firing.pop(alert.fingerprint, None)
+            if alert.state is AlertState.FIRING and alert.instance != INSTANCE:
+                self.firing[alert.fingerprint] = alert.severity
         for entry in decided.timeline[:MOST_SAID]:
             log.info("incident", incident=entry.incident_id, event_kind=entry.kind, text=entry.text)
         if len(decided.timeline) > MOST_SAID:

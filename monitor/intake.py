@@ -93,7 +93,7 @@ class Intake:
                 while self._queue:
                     await self._commit(self._take())
                 if self._clock.monotonic() >= next_lapse:
-                    await self._lapse()
+                    await self.lapse_due()
                     next_lapse = self._clock.monotonic() + LAPSE_EVERY_S
         finally:
             for waiting in self._queue:
@@ -142,7 +142,7 @@ class Intake:
         sorting.remember(decided)
         return decided
 
-    async def _lapse(self) -> None:
+    async def lapse_due(self) -> None:
         """End what was not sent again: a batch at once, the rest within a second."""
 
         def judge() -> Decision:
