@@ -182,8 +182,9 @@ class Life:
             await asyncio.sleep(0.01)
 
     def _is_calm(self) -> bool:
+        # in this order: what the other replica claims between the two questions was due before, or is leased at the second
         soon = self._clock.now() + timedelta(milliseconds=1)
-        return self._store.outbox.owners() == () and self._store.outbox.untried_s(soon) == 0
+        return self._store.outbox.untried_s(soon) == 0 and self._store.outbox.owners() == ()
 
     # --- the parts ---------------------------------------------------------------------------------------------------
 
