@@ -6,6 +6,7 @@ would end it early and tell people that it is over.
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,8 @@ BATCH_ALERTS = 2_000
 MOST_WAITING = 100_000
 """Alerts accepted and not yet durable; more are refused, and the sender tries again."""
 LAPSE_EVERY_S = 1.0
+LAPSE_WAITS_S = 10.0
+"""How long ends wait while more is posted than can be stored."""
 
 log = structlog.get_logger("monitor.intake")
 
@@ -84,20 +87,24 @@ class Intake:
         next_lapse = self._clock.monotonic()
         try:
             while True:
-                try:
-                    async with asyncio.timeout(max(0.0, next_lapse - self._clock.monotonic())):
-                        await self._wake.wait()
-                except TimeoutError:
-                    pass
-                self._wake.clear()
-                while self._queue:
+                if not self._queue:
+                    await self._wait(next_lapse - self._clock.monotonic())
+                if self._queue:
                     await self._commit(self._take())
-                if self._clock.monotonic() >= next_lapse:
+                late_s = self._clock.monotonic() - next_lapse
+                if late_s >= (LAPSE_WAITS_S if self._queue else 0):  # what waits may say that an alert goes on
                     await self.lapse_due()
                     next_lapse = self._clock.monotonic() + LAPSE_EVERY_S
         finally:
             for waiting in self._queue:
                 waiting.done.cancel()
+
+    async def _wait(self, seconds: float) -> None:
+        """Until something is posted, or so long."""
+        self._wake.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, seconds)):
+                await self._wake.wait()
 
     def _take(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
@@ -143,16 +150,16 @@ class Intake:
         return decided
 
     async def lapse_due(self) -> None:
-        """End what was not sent again: a batch at once, the rest within a second."""
+        """End what was not sent again: a batch at once, the rest within a second. No clock that was set ends an alert."""
 
-        def judge() -> Decision:
-            now = self._clock.now()
+        def judge(at: datetime) -> Decision:
+            now = min(at, self._clock.now())  # set while this waited for the store: neither what was nor what will be is over yet
             over = lapsed(self._store.incidents.lapsed(now, BATCH_ALERTS), now)
             return self._receive((), lambda _: over, lambda known, _, policy: lapse(known, policy, now), now) if over else Decision()
 
         try:
-            await self._engine.steps.notice()  # no clock that was set ends an alert
-            self._engine.announce(await self._thread(judge))
+            await self._engine.steps.notice()
+            self._engine.announce(await self._thread(judge, self._clock.now()))
         except StoreError as exc:
             log.error("alerts that ended cannot be looked up", error=str(exc))
 
