@@ -4,6 +4,7 @@ The model knows when a finding fires and stops, and nothing else; what was promi
 """
 
 import asyncio
+import json
 import shutil
 import tempfile
 from collections import defaultdict
@@ -20,7 +21,6 @@ from sqlalchemy import create_engine, select
 from alerts.flapping import is_flapping
 from alerts.matchers import parse_matcher
 from alerts.muting import Window
-from alerts.posted import PostedAlert
 from alerts.silences import expire, make
 from monitor.config.settings import CheckInstance, Settings
 from monitor.domain import (
@@ -254,13 +254,15 @@ class Alerting(RuleBasedStateMachine):
         """A sender names the end, or says nothing about it."""
         now = self.clock.now()
         ends_at = now + timedelta(seconds=lasts_s) if lasts_s else None
-        self.loop.run_until_complete(self._post(PostedAlert({"alertname": "Foreign", "service": name}, ends_at=ends_at)))
+        said = {"endsAt": ends_at.isoformat()} if ends_at else {}
+        sent = {"labels": {"alertname": "Foreign", "service": name}, **said}
+        self.loop.run_until_complete(self._post(json.dumps([sent]).encode()))
         self.model.foreign[name] = ends_at or now + RESOLVE_AFTER
         self._told()
 
-    async def _post(self, *alerts: PostedAlert) -> None:
+    async def _post(self, body: bytes) -> None:
         serving = asyncio.create_task(self.intake.serve())
-        await self.intake.post(alerts)
+        await self.intake.post(body)
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
 
