@@ -1,7 +1,7 @@
 """Steps of the wall clock while the program runs: delays go on as if it had not been set, the calendar goes by what it says now."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 
 import structlog
@@ -30,6 +30,12 @@ class ClockSteps:
         self._clock = clock
         self._ahead_s = clock.now().timestamp() - clock.monotonic()
         self.last_s = 0.0
+
+    async def now(self) -> datetime:
+        """The time by which something may be due: what waits has moved with the clock. Raises ``StoreError``."""
+        while await self.notice():
+            pass
+        return self._clock.now()
 
     async def notice(self) -> bool:
         """Move what waits when the wall clock was set since the last look; True when it was. Raises ``StoreError``, and is asked again."""

@@ -228,7 +228,7 @@ class Engine:
         return sorted((felling | instance.depends_on) - {instance.key})
 
     async def _escalate_due(self) -> None:
-        now = self._clock.now()
+        now = await self.steps.now()
         incidents = self._store.incidents
         people = self.settings.people
         for some in _portions(await self._thread(incidents.due, now)):
