@@ -71,14 +71,12 @@ async def pg_checkpoints(ctx: CheckContext, cfg: Config) -> Observed:
 
 async def _fetch(pg: Postgres) -> Row:
     """One row of counters, from the view that this version has. Raises ``CannotLook``."""
-    ((version,),) = await pg_sight.look(pg, VERSION)
-    rows = await pg.fetch(SINCE_17 if version["number"] >= 170_000 else BEFORE_17)
+    (rows,) = await pg_sight.look(pg, SINCE_17 if await pg.version() >= 170_000 else BEFORE_17)
     if not rows:
         raise CannotLook("the server's checkpoint counters are empty")
     return rows[0]
 
 
-VERSION = "SELECT current_setting('server_version_num')::int AS number"
 SINCE_17 = """
 SELECT num_timed AS timed, num_requested AS requested, buffers_written AS buffers, write_time AS write_ms, sync_time AS sync_ms,
        stats_reset, extract(epoch FROM clock_timestamp())::float8 AS at_s,

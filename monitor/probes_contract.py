@@ -138,6 +138,10 @@ class Postgres(Protocol):
         """
         ...
 
+    async def version(self) -> int:
+        """The server's version as a number, such as 180006. Raises ``CannotLook`` when there is no connection to be had."""
+        ...
+
     async def login(self) -> Login:
         """Open and close one fresh connection as the canary role. Failures are values."""
         ...

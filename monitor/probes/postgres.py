@@ -142,6 +142,15 @@ class PgSentinel:
 
         return await self._run(work, statements=4)
 
+    async def version(self) -> int:
+        """The server's version as ``server_version_num``; asks nothing while a connection is held. Raises ``CannotLook``."""
+
+        async def work(connection: Held) -> int:
+            return connection.info.server_version
+
+        held = self._connection
+        return await work(held) if held is not None and not held.closed else await self._run(work, statements=0)
+
     async def login(self) -> Login:
         """Open and close one fresh connection as the canary role, within ``timeout_s``. Failures are values."""
         self.cost.logins += 1

@@ -125,6 +125,16 @@ async def test_a_plan_that_an_error_left_out_is_made_when_it_is_needed(database:
             assert good == [{"b": "late"}]
 
 
+async def test_the_version_is_known_without_asking(database: str) -> None:
+    async with watching(database) as sentinel:
+        (row,) = await sentinel.fetch("SELECT current_setting('server_version_num')::int AS number")
+        assert await sentinel.version() == row["number"]
+        assert sentinel.cost.statements == 1
+    async with watching(database) as fresh:
+        assert await fresh.version() == row["number"]
+        assert (fresh.cost.statements, fresh.cost.connects) == (0, 1)
+
+
 async def test_one_connection_is_held_under_our_name_with_safe_settings(database: str) -> None:
     settings = ("statement_timeout", "lock_timeout", "default_transaction_read_only", "search_path", "application_name", "TimeZone")
     async with watching(database) as sentinel:
