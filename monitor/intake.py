@@ -158,7 +158,8 @@ class Intake:
             return self._receive((), lambda _: over, lambda known, _, policy: lapse(known, policy, now), now) if over else Decision()
 
         try:
-            self._engine.announce(await self._thread(judge, await self._engine.steps.now()))
+            await self._engine.steps.notice()
+            self._engine.announce(await self._thread(judge, self._clock.now()))
         except StoreError as exc:
             log.error("alerts that ended cannot be looked up", error=str(exc))
 
