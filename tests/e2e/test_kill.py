@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from monitor.store import Store
 from services.externals import pagerduty
 from tests.notify_parts import Authority, Fake, serve
 from tests.support.monitoring import Target, child, free_port, ready, write_config
-from tests.support.world import until_async
+from tests.support.world import until, until_async
 
 STEPS = ("decided", "claimed", "accepted", "recorded")
 
@@ -16,6 +17,15 @@ STEPS = ("decided", "claimed", "accepted", "recorded")
 async def calls(fake: Fake, action: str) -> list[str]:
     received = await fake.received()
     return [call["dedup_key"] for call in received["events"] if call["event_action"] == action]
+
+
+async def recorded(folder: Path) -> None:
+    """Wait until what arrived is marked as sent: a monitor that is told to stop before that rightly sends it again."""
+    store = Store(f"sqlite:///{folder / 'state' / 'monitor.db'}")
+    try:
+        await until(lambda: store.outbox.undelivered() == ())
+    finally:
+        store.close()
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -31,6 +41,7 @@ async def test_the_page_survives_kill_nine(step: str, tmp_path: Path) -> None:
         async with child(tmp_path, "run", "--config", str(config)) as monitor:
             await ready(port, monitor, tmp_path)
             await until_async(lambda: calls(fake, "trigger"))
+            await recorded(tmp_path)
 
         await target.up()
         async with child(tmp_path, *crash, module="tests.support.crashing") as dying:  # now it must resolve
@@ -38,6 +49,7 @@ async def test_the_page_survives_kill_nine(step: str, tmp_path: Path) -> None:
         async with child(tmp_path, "run", "--config", str(config)) as monitor:
             await ready(port, monitor, tmp_path)
             await until_async(lambda: calls(fake, "resolve"))
+            await recorded(tmp_path)
         await target.down()
 
         received = await fake.received()
