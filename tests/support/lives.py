@@ -153,7 +153,7 @@ class Life:
         while not self._shared.over:
             await self._engine.round()
             self._delivery.wake()
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.1)
 
     async def _do(self, step: Step) -> None:
         match step.what:
