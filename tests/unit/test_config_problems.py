@@ -110,7 +110,9 @@ URL = 'expected a URL such as "http://127.0.0.1:8003" or "https://idp.example.co
 DSN = 'not a PostgreSQL connection string: expected "postgresql://user:password@host:5432/database"'
 NAME = "a name has 1 to 63 letters, digits, dots, dashes or underscores, and begins with a letter or digit"
 TIME = 'expected a time of day such as "08:00", from "00:00" to "23:59"'
-PING_KEYS = "valid here: blind_after, blind_severity, check, codes, depends_on, either, every, fail_after, fail_for, headers, linger, nested, "
+PING_KEYS = (
+    "valid here: blind_after, blind_severity, check, codes, depends_on, either, every, fail_after, fail_for, headers, linger, nested, "
+)
 PING_KEYS += "older_than, path, ratio, recheck, recover_after, recover_for, services, severity, timeout, tries"
 
 
