@@ -97,6 +97,11 @@ def groups_of(result: CheckResult) -> set[str]:
     return {_home(result.service, finding) for finding in _findings(result, Severity.P2)}
 
 
+def fingerprints_of(result: CheckResult) -> set[str]:
+    """The identities of everything it found now."""
+    return {fingerprint(finding_labels(result, finding)) for finding in _findings(result, Severity.P2)}
+
+
 def _home(service: str, finding: Finding) -> str:
     return f"{service}/{finding.kind.incident or finding.kind.group or finding.kind.name}"
 

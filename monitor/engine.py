@@ -5,7 +5,7 @@ The store is the truth about alerts and incidents; in memory are only the latest
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -13,7 +13,7 @@ from typing import TypeVar
 import structlog
 
 from alerts import escalation
-from alerts.decide import Known, Policy, decide, groups_of, next_look_s, retire, settle
+from alerts.decide import Known, Policy, decide, fingerprints_of, groups_of, next_look_s, retire, settle
 from alerts.muting import EXPIRED_KEPT, Muting
 from alerts.posted import INSTANCE
 from monitor.clock import Clock
@@ -28,6 +28,7 @@ from monitor.policies import causes_of, policy_of
 from monitor.runner import Runner
 from monitor.store import Store, StoreThread
 from monitor.stretches import Stretches
+from monitor.suspects import LookSoon, Suspects
 
 TICK_S = 1.0
 PRUNE_EVERY_S = 3600.0
@@ -64,7 +65,7 @@ class Engine:
         on_result: Callable[[CheckResult], None],
         wake_delivery: Callable[[], None],
         memory: Memory | None = None,
-        look_soon: Callable[[Iterable[str]], None] = lambda _: None,
+        look_soon: LookSoon = lambda _: set(),
     ) -> None:
         self.settings = settings
         self.store_error: str | None = None
@@ -79,8 +80,7 @@ class Engine:
         self.wake_delivery = wake_delivery
         self.steps = ClockSteps(lambda: self.settings, store=store, thread=thread, clock=clock)
         self._memory = memory or Memory()
-        self._look_soon = look_soon
-        self._fellers = _fellers(settings)
+        self._suspects = Suspects(settings, look_soon)
         self.last_round = clock.monotonic()
         """When the last round of ``serve`` ended, on the monotonic clock."""
         self._keys = frozenset(instance.key for instance in settings.instances)
@@ -111,7 +111,7 @@ class Engine:
         """Take new settings; the alerts of checks that were removed end within a second."""
         self.settings = settings
         self._keys = frozenset(instance.key for instance in settings.instances)
-        self._fellers = _fellers(settings)
+        self._suspects.adopt(settings)
         for key in (self.latest.keys() | self.flaps.recent.keys()) - self._keys:
             self.latest.pop(key, None)
             self.flaps.forget(key)
@@ -129,15 +129,25 @@ class Engine:
         quiet = result.outcome is Outcome.OK and instance.key not in self._unquiet
         self._stretches.see(instance, result, quiet=quiet)
         if quiet:
+            self._suspects.answered(instance.key)
             return None
         try:
+            await self._question(instance, result)
             again_s = await self._commit(instance, result)
-            self.each_result(instance, result)
-            return again_s
         except StoreError as exc:
             self._store_failed(exc)
-            self.each_result(instance, result)
-            return instance.recheck_s  # nothing is lost: the next run decides the same, as soon as the store answers
+            again_s = instance.recheck_s  # nothing is lost: the next run decides the same, as soon as the store answers
+        self._suspects.answered(instance.key)
+        self.each_result(instance, result)
+        return again_s
+
+    async def _question(self, instance: CheckInstance, result: CheckResult) -> None:
+        """Is what was newly found a symptom? Then its cause is looked at before anybody is told."""
+        if not self._suspects.of(instance) or self.firing.keys() >= fingerprints_of(result):
+            self._suspects.settled(instance.key)
+            return
+        after = instance.policy.blind_after if result.outcome is Outcome.BLIND else instance.policy.fail_after
+        await self._suspects.question(instance, at_once=after == 1 or instance.key in self.flaps.flapping)
 
     async def serve(self) -> None:
         """Go round every second until cancelled."""
@@ -212,8 +222,6 @@ class Engine:
         decided = await self._thread(judge)
         self.store_error = None
         self.announce(decided)
-        if any(alert.state is AlertState.PENDING and alert.bad_runs == 1 for alert in decided.alerts):
-            self._look_soon(self._suspects(instance))  # is it a symptom? the cause is asked before this is confirmed
         if instance.key not in await self._thread(self._store.incidents.live_instances):
             self._unquiet.discard(instance.key)
         if again_s is None or instance.key in self.flaps.flapping:  # quick looks would see it calm
@@ -221,11 +229,6 @@ class Engine:
         if result.outcome is Outcome.BLIND:  # a moment's blindness is no news: its runs are counted at the check's own pace
             return None
         return again_s or instance.recheck_s
-
-    def _suspects(self, instance: CheckInstance) -> list[str]:
-        """The instances that could name the cause of what this one found."""
-        felling = {key for service in instance.upstream for key in self._fellers.get(service, ())}
-        return sorted((felling | instance.depends_on) - {instance.key})
 
     async def _escalate_due(self) -> None:
         now = await self.steps.now()
@@ -333,15 +336,6 @@ def _portions(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
 
 async def _nothing() -> None:
     """No one has anything to do."""
-
-
-def _fellers(settings: Settings) -> dict[str, tuple[str, ...]]:
-    """By service: the instances that can tell that it is down."""
-    found: dict[str, tuple[str, ...]] = {}
-    for instance in settings.instances:
-        if any(kind.fells for kind in instance.check.finds):
-            found[instance.service.name] = (*found.get(instance.service.name, ()), instance.key)
-    return found
 
 
 def acknowledge(store: Store, incident_id: str, who: str, clock: Clock, note: str = "") -> tuple[Incident, bool]:

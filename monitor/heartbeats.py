@@ -21,7 +21,7 @@ log = structlog.get_logger("heartbeats")
 class HeartbeatBook:
     """Implements :class:`monitor.probes_contract.Heartbeats` over the store, and takes the pings."""
 
-    def __init__(self, store: Store, thread: StoreThread, clock: Clock, look_soon: Callable[[Iterable[str]], None]) -> None:
+    def __init__(self, store: Store, thread: StoreThread, clock: Clock, look_soon: Callable[[Iterable[str]], object]) -> None:
         self._store = store
         self._thread = thread
         self._clock = clock

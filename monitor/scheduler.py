@@ -35,6 +35,7 @@ class _Entry:
     running: "asyncio.Task[None] | None" = None
     asked_at: float = -math.inf
     """When somebody last asked for a look out of turn."""
+    started_at: float = -math.inf
 
 
 @dataclass(slots=True)
@@ -76,17 +77,26 @@ class Scheduler:
             self._push(first, entry, regular=True)
         self._changed.set()
 
-    def look_soon(self, keys: Iterable[str]) -> None:
-        """Run these instances now, besides their regular times, unless one is running or due within its re-check time."""
+    def look_soon(self, keys: Iterable[str]) -> set[str]:
+        """Run these instances now, besides their regular times, unless one is running or due within its re-check time.
+
+        Returns those of which a look is yet to end; one that was asked for and made within that time is not made again.
+        """
         now = self._clock.monotonic()
+        awaited = set()
         for key in keys:
             entry = self._entries.get(key)
-            if entry is None or (entry.running is not None and not entry.running.done()):
+            if entry is None:
                 continue
-            if entry.next_regular - now > entry.instance.recheck_s and now - entry.asked_at >= entry.instance.recheck_s:
-                entry.asked_at = now
-                self._push(now, entry, regular=False)
+            if (entry.running is None or entry.running.done()) and entry.next_regular - now > entry.instance.recheck_s:
+                if now - entry.asked_at >= entry.instance.recheck_s:
+                    entry.asked_at = now
+                    self._push(now, entry, regular=False)
+                elif entry.started_at >= entry.asked_at:
+                    continue
+            awaited.add(key)
         self._changed.set()
+        return awaited
 
     async def serve(self) -> None:
         """Run until cancelled, which cancels the runs in progress. An unexpected error in a run ends the scheduler, loudly."""
@@ -118,6 +128,7 @@ class Scheduler:
                 continue
             self.stats.late_s = now - due.at
             self.stats.started += 1
+            entry.started_at = now
             entry.running = runs.create_task(self._run_entry(entry), name=f"check {due.key}")
         return max(TICK_S, self._heap[0].at - now) if self._heap else 3600.0
 

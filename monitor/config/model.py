@@ -105,7 +105,8 @@ class CheckTable(Table):
     depends_on: list[str] = Field(
         default=[],
         description="Checks (`NAME`, on the same service if it is there) or instances (`NAME/SERVICE`) whose alerts explain what is found "
-        "here: it then joins their incident and pages nobody. Services have their own `depends_on`.",
+        "here: it then joins their incident and pages nobody. They are looked at out of turn before it is told. Services have their own "
+        "`depends_on`.",
     )
     linger: Duration = Field(
         default=0.0,

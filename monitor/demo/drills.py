@@ -45,7 +45,7 @@ class Drill:
     fault: Fault
     told: str
     operation: str | None = None
-    """The runbook's operation that mends it; without one, the fault is taken back."""
+    """The runbook's operation that mends what the fault left behind, before the fault itself is taken back."""
 
 
 DRILLS = (
@@ -137,14 +137,24 @@ async def _watch_page(drill: Drill, platform: Platform, store: Store, account: A
 
 
 async def _mend(drill: Drill, platform: Platform, config: Path, incident: Incident, console: Console) -> None:
-    """By the runbook's operation through the command line, or by taking the fault back."""
-    if drill.operation is None:
-        await drill.fault.heal(platform)
-        return
-    planned = json.loads(await _command("runbook", "plan", drill.operation, "--json", "--config", str(config)))
+    """By the runbook's operation through the command line, as soon as it has something to do; and by taking the fault back."""
+    if drill.operation is not None:
+        await _operate(drill.operation, config, incident, console)
+    await drill.fault.heal(platform)
+
+
+async def _operate(operation: str, config: Path, incident: Incident, console: Console) -> None:
+    async def plan() -> dict[str, Any] | None:
+        planned: dict[str, Any] = json.loads(await _command("runbook", "plan", operation, "--json", "--config", str(config)))
+        return planned if planned["steps"] else None
+
+    with console.status(f"waiting until {operation} has something to do"):
+        planned = await _within(plan, OPENED_WITHIN_S)
+    if planned is None:
+        raise DrillError(f"monitor runbook plan {operation} finds nothing to do")
     console.print(f"  runbook plan: {escape(planned['summary'])}")
     said = ("--plan", planned["digest"], "--who", "drill", "--why", f"drill, incident {incident.id}")
-    await _command("runbook", "apply", drill.operation, *said, "--config", str(config))
+    await _command("runbook", "apply", operation, *said, "--config", str(config))
     console.print(f"  runbook apply: done, verified and audited (steps: {len(planned['steps'])})")
 
 

@@ -76,6 +76,54 @@ async def test_a_dependency_that_is_down_is_the_one_page(tmp_path: Path) -> None
     await web.down()
 
 
+async def test_a_cause_that_hangs_is_waited_for(tmp_path: Path) -> None:
+    """Its look ends later than the symptom is confirmed, and the page is about it all the same; and so when one bad run is enough."""
+    authority, web, port, way = Authority.create(tmp_path), Target(), free_port(), free_port()
+    await web.up()
+    once = {**CHECK, "services": ["web"], "every": "15s", "fail_after": 1}
+    async with serve(pagerduty.create_app(), authority) as pager:
+        config = write_config(
+            tmp_path,
+            target=web.url,
+            pager_url=pager.url,
+            ca_file=authority.ca_file,
+            port=port,
+            services={"base": {"url": f"http://127.0.0.1:{way}"}, "web": {"url": web.url, "depends_on": ["base"]}},
+            checks={
+                "base_health": {**CHECK, "services": ["base"], "every": "1m", "deadline": "2s", "recheck": "300ms", "fail_after": 1},
+                "web_health": {**CHECK, "services": ["web"], "every": "1s", "timeout": "900ms", "recheck": "300ms"},
+                "web_once": {**once, "check": "http_health", "every": "1s", "timeout": "900ms", "recheck": "300ms"},
+            },
+        )
+        base = Target()
+        base.port = way
+        await base.up()
+        async with (
+            child(tmp_path, "run", "--config", str(config)) as process,
+            httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=5) as http,
+        ):
+            await ready(port, process, tmp_path)
+
+            async def all_well() -> bool:
+                lines = (await http.get("/metrics")).text.splitlines()
+                return sum(line.startswith("monitor_check_outcome{") and line.endswith('outcome="ok"} 1.0') for line in lines) == 3
+
+            async def folded() -> bool:
+                page = (await http.get("/")).text
+                if "/incidents/" not in page:
+                    return False
+                return "also: " in (await http.get(f"/incidents/{page.split('/incidents/')[1][:12]}")).text
+
+            await until_async(all_well)
+            await base.down()
+            with black_hole(way):
+                await web.down()
+                await until_async(folded)
+                (event,) = (await pager.received())["events"]
+                assert "base does not answer" in event["summary"]
+    await web.down()
+
+
 async def test_everything_down_behind_a_dead_network_is_one_alert_about_the_network(tmp_path: Path) -> None:
     authority, shop, mail, port, way = Authority.create(tmp_path), Target(), Target(), free_port(), free_port()
     await asyncio.gather(shop.up(), mail.up())

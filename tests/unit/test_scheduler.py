@@ -133,3 +133,33 @@ def test_spread_is_a_share_of_the_interval_and_always_the_same(key: str) -> None
 def test_many_instances_are_spread_evenly() -> None:
     tenths = Counter(int(spread(f"http_health/service-{number}") * 10) for number in range(10_000))
     assert min(tenths.values()) > 800
+
+
+async def test_who_is_asked_for_a_look_hears_whose_answer_is_to_come() -> None:
+    runs: Counter[str] = Counter()
+    hold = asyncio.Event()
+
+    async def run(one: CheckInstance) -> float | None:
+        runs[one.name] += 1
+        if one.name == "slow":
+            await hold.wait()
+        return None
+
+    idle, slow, due = (instance(nothing, name=name, every_s=every_s) for name, every_s in (("idle", 60.0), ("slow", 60.0), ("due", 1.0)))
+    scheduler = Scheduler(SystemClock(), run)
+    scheduler.replace([idle, slow, due])
+    task = asyncio.create_task(scheduler.serve())
+    try:
+        await until(lambda: runs["idle"] and runs["slow"] and runs["due"])
+        before = dict(runs)
+        keys = [idle.key, slow.key, due.key, "gone/auth"]
+        assert scheduler.look_soon(keys) == {idle.key, slow.key, due.key}
+        await until(lambda: runs["idle"] > before["idle"])
+        assert scheduler.look_soon(keys) == {slow.key, due.key}  # the idle one has just been looked at because it was asked for
+        assert runs["idle"] == before["idle"] + 1
+        assert runs["slow"] == 1
+    finally:
+        hold.set()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
