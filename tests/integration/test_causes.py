@@ -119,6 +119,7 @@ async def test_a_cause_that_hangs_is_waited_for(tmp_path: Path) -> None:
             with black_hole(way):
                 await web.down()
                 await until_async(folded)
+                await until_async(lambda: actions(pager))
                 (event,) = (await pager.received())["events"]
                 assert "base does not answer" in event["summary"]
     await web.down()
