@@ -30,7 +30,7 @@ demo: setup ## Start the platform and the monitor; make demo ARGS="--drill servi
 	@$(BIN)/monitor demo $(ARGS)
 
 test: setup ## Run all tests; make test ARGS="-k drill"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: setup ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

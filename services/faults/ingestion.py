@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from services.platform import Platform
 
 STUCK_WITHIN_S = 15.0
+ENDED_WITHIN_S = 30.0
 MISSED_DAYS = 3
 TABLES = ("purchase", "add_to_cart", "page_view")
 
@@ -39,7 +40,20 @@ async def _hang_a_job(platform: "Platform") -> None:
 
 
 async def _answer_bigquery(platform: "Platform") -> None:
+    """BigQuery answers again, and the job that hung has come to its end: what it writes late is in nobody's way."""
     await switch(platform, "bigquery", "ok")
+    if platform.stuck_job is None:
+        return
+    try:
+        headers = await platform.log_in()
+        deadline = time.monotonic() + ENDED_WITHIN_S
+        while await _status(platform, platform.stuck_job, headers) == "processing":
+            if time.monotonic() > deadline:
+                raise FaultError(f"the job {platform.stuck_job} did not end within {ENDED_WITHIN_S:g} s although BigQuery answers again")
+            await asyncio.sleep(0.1)
+    except httpx2.HTTPError as exc:
+        raise FaultError(f"the ingestion cannot be asked how it ended: {str(exc) or type(exc).__name__}") from exc
+    platform.stuck_job = None
 
 
 async def _status(platform: "Platform", job_id: str, headers: dict[str, str]) -> str:
