@@ -147,12 +147,17 @@ async def test_a_cancelled_start_leaves_nothing(tmp_path: Path, line: str) -> No
     assert platform.database_folder is None or not platform.database_folder.exists()
 
 
-def test_a_killed_parent_leaves_no_orphan(tmp_path: Path) -> None:
-    temporary = tmp_path / "t"
-    temporary.mkdir()
-    for path in (temporary, *temporary.parents[:3]):
-        path.chmod(0o755)
-    environment = {**os.environ, "TMPDIR": str(temporary)}
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A temporary folder that the server's account may enter too; those of pytest are private, and become so again at any moment."""
+    folder = Path(tempfile.mkdtemp(prefix="platform-test-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_a_killed_parent_leaves_no_orphan(tmp_path: Path, open_folder: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(open_folder)}
     parent = subprocess.Popen(
         [sys.executable, "-c", ORPHAN, str(tmp_path / "root")], stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
@@ -161,23 +166,19 @@ def test_a_killed_parent_leaves_no_orphan(tmp_path: Path) -> None:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         family = [child.pid for child in psutil.Process(parent.pid).children(recursive=True)]
         assert len(pids) >= 5
-        assert folders(temporary)
+        assert folders(open_folder)
         os.kill(pids[1], signal.SIGSTOP)  # even one that hears nothing
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.communicate()
     wait_gone({*pids, *family})
-    assert folders(temporary) == []
+    assert folders(open_folder) == []
 
 
 @pytest.fixture
-def given_server() -> Iterator[Cluster]:
-    """Its account must be able to enter the folder, so not a private one."""
-    folder = Path(tempfile.mkdtemp(prefix="given-server-"))
-    folder.chmod(0o755)
-    with Cluster(folder / "data", password_auth=True) as cluster:
+def given_server(open_folder: Path) -> Iterator[Cluster]:
+    with Cluster(open_folder / "data", password_auth=True) as cluster:
         yield cluster
-    shutil.rmtree(folder)
 
 
 async def test_uses_a_server_that_is_given(tmp_path: Path, given_server: Cluster) -> None:
