@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import exposition, fleet, http_probe, intake, page, pg_facts, state_store
+from bench import exposition, fleet, http_probe, intake, page, pg_facts, state_store, storm
 from bench.measure import BenchError, Figure, Side
 from bench.plan import Plan
 
@@ -21,6 +21,7 @@ BENCHES: dict[str, Callable[[Plan], list[Figure]]] = {
     "http_probe": http_probe.run,
     "fleet": fleet.run,
     "intake": intake.run,
+    "storm": storm.run,
     "page": page.run,
     "pg_facts": pg_facts.run,
     "state_store": state_store.run,

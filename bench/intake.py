@@ -1,4 +1,4 @@
-"""Foreign alerts through the whole service, beside Alertmanager: CPU of the intake, memory with everything active, and a storm.
+"""Foreign alerts through the whole service, beside Alertmanager: CPU of the intake, and memory with everything active.
 
 The same posts over the same kept connections. The monitor has stored every alert, durably, when it answers; Alertmanager
 keeps them in memory. Each side is started for its cells and stopped after them.
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.http_probe import issue, version_of
-from bench.measure import BenchError, Cell, Figure, Side, cost, peak_rss_bytes
+from bench.measure import BenchError, Cell, Figure, Side, cost
 from bench.plan import Plan
 from bench.processes import Program, Worker, free_port
 
@@ -22,7 +22,6 @@ ALERTMANAGER = ("prometheus-alertmanager", "alertmanager")
 TOKEN = "bench"
 CONNECTIONS = 10
 GROUP_WAIT_S = 1
-TOLD_WITHIN_S = 180.0
 UNITS = ("CPU-s / 1,000 POSTs", "CPU-s / 1,000 alerts")
 
 
@@ -33,12 +32,11 @@ class _Sizes:
     singles: int
     repeats: int
     """How often everything active is sent again, 100 a POST."""
-    storm: int
     settled_after_s: float
 
 
-FULL = _Sizes(active=50_000, groups=100, singles=10_000, repeats=5, storm=10_000, settled_after_s=3.0)
-QUICK = _Sizes(active=300, groups=10, singles=50, repeats=2, storm=50, settled_after_s=0.1)
+FULL = _Sizes(active=50_000, groups=100, singles=10_000, repeats=5, settled_after_s=3.0)
+QUICK = _Sizes(active=300, groups=10, singles=50, repeats=2, settled_after_s=0.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,41 +52,36 @@ class _Posts:
 
 
 @dataclass(frozen=True, slots=True)
-class _Storm:
-    cell: Cell
-    last_after_s: float
-    """From the first POST to the last notification, without the peer's ``group_wait``."""
-    peak_rss_bytes: int
+class Contender:
+    """One side: how it is started for a hook's address, and how long it waits before it tells."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Side:
     start: Callable[[str], AbstractContextManager[tuple[Program, Worker]]]
     wait_s: float
 
 
 def run(plan: Plan) -> list[Figure]:
     sizes = QUICK if plan.quick else FULL
-    peer = next(filter(None, map(shutil.which, ALERTMANAGER)), None)
-    folder = plan.folder / "intake"
-    folder.mkdir()
-    authority = issue(folder)
-    contenders = _Contenders(folder, authority)
-    sides = {"monitor": _Side(contenders.monitor, 0)}
-    if peer:
-        sides["alertmanager"] = _Side(lambda hook: contenders.alertmanager(peer, hook), GROUP_WAIT_S)
+    sides, certificate, peer_name = contenders(plan, "intake")
     cells: dict[tuple[str, str], list[Cell]] = {}
     rss: dict[str, list[float]] = {name: [] for name in sides}
-    storms: dict[str, list[_Storm]] = {name: [] for name in sides}
     for number in range(plan.pairs):
         for name, side in sides.items():
             plan.say(f"intake: pair {number + 1} of {plan.pairs}, {name}")
-            with Worker("bench.hook", folder / "server.pem") as hook:
+            with Worker("bench.hook", certificate) as hook:
                 _take_in(side, hook, sizes, cells, name, rss[name])
-            plan.say(f"intake: pair {number + 1} of {plan.pairs}, {name}, storm")
-            with Worker("bench.hook", folder / "server.pem") as hook:
-                storms[name].append(_storm(side, hook, sizes))
-    return _figures(plan, sizes, cells, rss, storms, f"Alertmanager {version_of(peer)}" if peer else "Alertmanager is not installed")
+    return _figures(plan, sizes, cells, rss, peer_name)
+
+
+def contenders(plan: Plan, name: str) -> tuple[dict[str, Contender], Path, str]:
+    """Both sides by name, the hook's certificate with its key, and what the peer is called. ``name`` is of the bench's folder."""
+    peer = next(filter(None, map(shutil.which, ALERTMANAGER)), None)
+    folder = plan.folder / name
+    folder.mkdir()
+    starting = _Starting(folder, issue(folder))
+    sides = {"monitor": Contender(starting.monitor, 0)}
+    if peer:
+        sides["alertmanager"] = Contender(lambda hook: starting.alertmanager(peer, hook), GROUP_WAIT_S)
+    return sides, folder / "server.pem", f"Alertmanager {version_of(peer)}" if peer else "Alertmanager is not installed"
 
 
 def _plan_posts(sizes: _Sizes) -> tuple[_Posts, ...]:
@@ -101,8 +94,8 @@ def _plan_posts(sizes: _Sizes) -> tuple[_Posts, ...]:
     )
 
 
-def _take_in(side: _Side, hook: Worker, sizes: _Sizes, cells: dict[tuple[str, str], list[Cell]], name: str, rss: list[float]) -> None:
-    with side.start(_address(side, hook)) as (program, driver):
+def _take_in(side: Contender, hook: Worker, sizes: _Sizes, cells: dict[tuple[str, str], list[Cell]], name: str, rss: list[float]) -> None:
+    with side.start(address(side, hook)) as (program, driver):
         warm = _Posts("warm", "", 100, 1, "warm")
         _post(program, driver, warm, sizes)
         for posts in _plan_posts(sizes):
@@ -123,23 +116,7 @@ def _post(program: Program, driver: Worker, posts: _Posts, sizes: _Sizes) -> Cel
     return Cell(program.cpu_s() - before_s, posts.times * posts.count)
 
 
-def _storm(side: _Side, hook: Worker, sizes: _Sizes) -> _Storm:
-    with side.start(_address(side, hook)) as (program, driver):
-        _post(program, driver, _Posts("warm", "", 20, 1, "warm"), sizes)
-        told_before = hook.ask()["told"]
-        before_s = program.cpu_s()
-        sent = driver.ask(count=sizes.storm, per_post=100, groups=sizes.storm, label="storm", connections=CONNECTIONS)
-        if sent["bad"]:
-            raise BenchError(f"storm: {sent['bad']} POSTs were not answered with 200")
-        heard = hook.ask(told=told_before + sizes.storm, within_s=TOLD_WITHIN_S)
-        if heard["told"] - told_before < sizes.storm:
-            raise BenchError(f"storm: {heard['told'] - told_before} of {sizes.storm} groups were told of within {TOLD_WITHIN_S:g} s")
-        time.sleep(sizes.settled_after_s)
-        cell = Cell(program.cpu_s() - before_s, sizes.storm)
-        return _Storm(cell, heard["last_at"] - sent["started_at"] - side.wait_s, peak_rss_bytes(program.pid))
-
-
-def _address(side: _Side, hook: Worker) -> str:
+def address(side: Contender, hook: Worker) -> str:
     """Ours sends over TLS, as it must; Alertmanager is spared that."""
     return f"http://127.0.0.1:{hook.ready['plain']}/" if side.wait_s else f"https://127.0.0.1:{hook.ready['secure']}/"
 
@@ -149,34 +126,25 @@ def _figures(
     sizes: _Sizes,
     cells: dict[tuple[str, str], list[Cell]],
     rss: dict[str, list[float]],
-    storms: dict[str, list[_Storm]],
     peer_name: str,
 ) -> list[Figure]:
     kept = f"{CONNECTIONS} kept connections; {sizes.groups} groups; ours answers when it is on the disk, Alertmanager from memory"
     empty = Figure("", "", Side(()), None, peer_name)
     found = []
     for posts in _plan_posts(sizes):
-        both = [cost(cells[posts.name, name], per=1_000, quick=plan.quick) for name in storms]
-        found.append(replace(_beside(empty, both), name=posts.name, unit=posts.unit, notes=(kept,)))
-    memory = [Side(tuple(rss[name])) for name in storms]
-    found.append(replace(_beside(empty, memory), name="intake memory", unit=f"RSS MiB, {sizes.active:,} active"))
-    what = f"storm of {sizes.storm:,} groups"
-    waits = f"from the first POST to the last notification; from Alertmanager's, its group_wait of {GROUP_WAIT_S} s is taken off"
-    total = [cost([one.cell for one in taken], per=sizes.storm, quick=plan.quick) for taken in storms.values()]
-    last = [Side(tuple(one.last_after_s for one in taken)) for taken in storms.values()]
-    peak = [Side(tuple(one.peak_rss_bytes / 2**20 for one in taken)) for taken in storms.values()]
-    found.append(replace(_beside(empty, total), name=f"{what}, CPU", unit="CPU-s"))
-    found.append(replace(_beside(empty, last), name=f"{what}, told", unit="s", notes=(waits,)))
-    found.append(replace(_beside(empty, peak), name=f"{what}, memory", unit="peak RSS MiB"))
+        both = [cost(cells[posts.name, name], per=1_000, quick=plan.quick) for name in rss]
+        found.append(replace(beside(empty, both), name=posts.name, unit=posts.unit, notes=(kept,)))
+    memory = [Side(tuple(one)) for one in rss.values()]
+    found.append(replace(beside(empty, memory), name="intake memory", unit=f"RSS MiB, {sizes.active:,} active"))
     return found
 
 
-def _beside(figure: Figure, sides: list[Side]) -> Figure:
+def beside(figure: Figure, sides: list[Side]) -> Figure:
     return replace(figure, ours=sides[0], peer=sides[1] if len(sides) > 1 else None)
 
 
 @dataclass(frozen=True, slots=True)
-class _Contenders:
+class _Starting:
     """Writes what each side is configured with, and starts it with its driver."""
 
     folder: Path
