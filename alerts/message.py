@@ -104,7 +104,14 @@ def what_of(incident: Incident | DigestItem) -> str:
 
 
 def evidence_of(incident: Incident | DigestItem) -> tuple[str, ...]:
-    return tuple(line for line in (clean(text, LINE_CHARS) for text in incident.evidence) if line)[:EVIDENCE_LINES]
+    lines: list[str] = []
+    for text in incident.evidence:
+        line = clean(text, LINE_CHARS)
+        if line:
+            lines.append(line)
+            if len(lines) == EVIDENCE_LINES:
+                break
+    return tuple(lines)
 
 
 @lru_cache(maxsize=256)
@@ -113,8 +120,9 @@ def first_step_of(text: str) -> str:
     return clean(text, STEP_CHARS, lines=6)
 
 
+@lru_cache(maxsize=256)
 def sentence_of(reason: str, transition: Transition) -> str:
-    """Why it is told now, as a sentence."""
+    """Why it is told now, as a sentence. A storm has few reasons."""
     text = clean(reason, LINE_CHARS)
     if not text:
         return STATUS_WORDS[transition]

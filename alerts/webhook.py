@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 from pydantic import Field
 
 from alerts.digest_message import count, news_of
-from alerts.fingerprint import fingerprint
 from alerts.json_http import JsonClient
 from alerts.message import TAKE, Message, as_line, compose, evidence_of, first_step_of, sentence_of, what_of
 from alerts.transport import HttpsUrl
-from monitor.domain import Digest, DigestItem, Incident, IncidentState, Notification, Receipt, Transition, pairs
+from monitor.domain import Digest, DigestItem, Incident, IncidentState, Notification, Receipt, Transition
 from monitor.plugins import Digesting, LocalPath, NotifyContext, PluginConfig, Secret, notifier
 
 BODY_BYTES = 900_000
@@ -42,7 +42,7 @@ async def webhook_digest(ctx: NotifyContext, cfg: WebhookConfig, digest: Digest)
 async def webhook(ctx: NotifyContext, cfg: WebhookConfig, notification: Notification) -> Receipt:
     """POSTs each transition of an incident in the form of Alertmanager's webhooks (version 4), many of them in one body."""
     message = compose(notification, ctx.clock.now())
-    body = json.dumps(payload(notification, message, cfg.receiver), ensure_ascii=False).encode()
+    body = msgspec.json.encode(payload(notification, message, cfg.receiver))
     await _post(ctx, cfg, body, f"{notification.dedup_key}-{notification.id}")
     return Receipt(reference=notification.dedup_key)
 
@@ -66,23 +66,22 @@ def digest_bodies(digest: Digest, receiver: str) -> Iterator[tuple[str, bytes]]:
     reason = f"{count(len(digest.items))}: {news_of(digest.items)}"
     whole = _group({"digest": digest.home}, receiver, reason, firing=firing, url=digest.url)
     alerts = [_alert(item, item.transition, item.reason, digest.link(item.id)) for item in digest.items]
-    texts: list[str] = []
+    texts: list[bytes] = []
     size, first = 0, 0
     for number, alert in enumerate(alerts):
-        text = json.dumps(alert, ensure_ascii=False)
-        length = len(text.encode())
-        if texts and size + length > BODY_BYTES:
+        text = msgspec.json.encode(alert)
+        if texts and size + len(text) > BODY_BYTES:
             yield f"{digest.items[first].row}-{len(texts)}", _joined(whole, alerts[first:number], texts)
             texts, size, first = [], 0, number
         texts.append(text)
-        size += length + 1
+        size += len(text) + 1
     yield f"{digest.items[first].row}-{len(texts)}", _joined(whole, alerts[first:], texts)
 
 
-def _joined(whole: dict[str, Any], alerts: list[dict[str, Any]], texts: list[str]) -> bytes:
+def _joined(whole: dict[str, Any], alerts: list[dict[str, Any]], texts: list[bytes]) -> bytes:
     common = {f"common{kind.capitalize()}": _common([alert[kind] for alert in alerts]) for kind in ("labels", "annotations")}
-    head = json.dumps({**whole, **common}, ensure_ascii=False)
-    return f'{head[:-1]}, "alerts": [{",".join(texts)}]}}'.encode()
+    head = msgspec.json.encode({**whole, **common})
+    return head[:-1] + b',"alerts":[' + b",".join(texts) + b"]}"
 
 
 def _common(all_of_them: list[dict[str, str]]) -> dict[str, str]:
@@ -104,9 +103,15 @@ def _group(labels: dict[str, str], receiver: str, reason: str, *, firing: bool, 
 
 
 def _alert(incident: Incident | DigestItem, transition: Transition, reason: str, url: str) -> dict[str, Any]:
-    """The same whether it is told alone or with others, so that a receiver knows it again."""
+    """The same whether it is told alone or with others, so that a receiver knows it again.
+
+    The fingerprint is the incident's id: Alertmanager's, made of all labels, would be another one once the severity has risen, and the
+    end would not find what it ends.
+    """
+    over = transition is Transition.RESOLVED
     labels = {"alertname": incident.title, "service": incident.service, "severity": incident.severity.name}
-    labels |= {"incident": incident.code} if incident.code else {}
+    if incident.code:
+        labels["incident"] = incident.code
     labels["incident_id"] = incident.id
     annotations = {
         "summary": what_of(incident),
@@ -116,7 +121,6 @@ def _alert(incident: Incident | DigestItem, transition: Transition, reason: str,
         "transition": transition.value,
         "acknowledge_url": f"{url}{TAKE}" if url and incident.state is IncidentState.OPEN else "",
     }
-    over = transition is Transition.RESOLVED
     return {
         "status": "resolved" if over else "firing",
         "labels": labels,
@@ -124,7 +128,7 @@ def _alert(incident: Incident | DigestItem, transition: Transition, reason: str,
         "startsAt": incident.opened_at.isoformat(),
         "endsAt": incident.resolved_at.isoformat() if over and incident.resolved_at else "0001-01-01T00:00:00Z",
         "generatorURL": url,
-        "fingerprint": fingerprint(pairs(labels)),
+        "fingerprint": incident.id.zfill(16),
     }
 
 
