@@ -1,11 +1,12 @@
 """Claiming: which due rows of the outbox are sent next, leased so that nobody else sends them, alone or together as a digest."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, or_, select, text, update
+from sqlalchemy import ARRAY, BigInteger, ColumnElement, Connection, and_, column, func, literal, or_, select, text, type_coerce, update
 
 from alerts.digesting import Batch, Due, Manner, Spoken, home_of, take_turn
 from alerts.message import links_for
@@ -13,16 +14,20 @@ from monitor.domain import Digest, Notification, Transition
 from monitor.store import digests
 from monitor.store.rows import incident_of, receipt_of
 from monitor.store.saving import OPENERS
-from monitor.store.schema import LEASED, PENDING, incidents, outbox
+from monitor.store.schema import EPOCH, LEASED, MICROSECOND, PENDING, incidents, outbox
 
 NEVER_TRIGGERED = "nothing to follow up: the trigger never arrived on this channel"
 MOST_ROWS = 10_000
 """Most rows looked at in one turn of a channel."""
-_IDS_AT_ONCE = 5_000
-"""Ids in one statement: below what both databases bind."""
 
 IS_PENDING = text(f"outbox.{PENDING}")
 IS_LEASED = text(f"outbox.{LEASED}")
+
+_DUE = (
+    *(outbox.c[name] for name in ("id", "incident_id", "severity", "transition")),
+    type_coerce(outbox.c.created_at, BigInteger),  # made a moment once for all that began together
+    *(outbox.c[name] for name in ("attempts", "digest")),
+)
 
 Sending = Notification | Digest
 
@@ -73,7 +78,7 @@ def claim(connection: Connection, who: Claimant, voices: Mapping[str, Voice], ot
         voice = voices.get(channel, otherwise)
         if voice.room <= 0:
             continue
-        rows = _due(connection, channel, who.now, MOST_ROWS if voice.manner else voice.room)
+        rows = _due(connection, channel, who.now, _most_rows(voice))
         busy = _busy(connection, channel, who.now) if any(row.digest or row.home for row in rows) else frozenset()
         turn = take_turn(rows, voice.manner, voice.spoken, voice.room, busy, who.now)
         remembered[channel] = turn.spoken
@@ -106,30 +111,37 @@ def is_blocked() -> Any:
     return found.scalar_subquery() > 0
 
 
+def _most_rows(voice: Voice) -> int:
+    """As many as the worst of them can fill what there is room for, and one digest more, so that a storm is not read anew for each."""
+    return min(MOST_ROWS, (voice.room + 1) * voice.manner.most) if voice.manner else voice.room
+
+
 def _due(connection: Connection, channel: str, now: datetime, limit: int) -> list[Due]:
     """The worst and oldest first, each with the earlier row of its incident that arrived first."""
     sent = outbox.alias("sent")
     same = (sent.c.incident_id == outbox.c.incident_id, sent.c.channel == outbox.c.channel)
     arrived = select(func.min(sent.c.id + 0)).where(*same, text("sent.state || '' = 'sent'"))  # + 0: not by walking all ids
-    own = [outbox.c[name] for name in ("id", "incident_id", "severity", "transition", "created_at", "attempts", "digest")]
     query = (
-        select(*own, arrived.scalar_subquery())
+        select(*_DUE, arrived.scalar_subquery())
         .where(IS_PENDING, outbox.c.next_attempt_at <= now, is_free(now), outbox.c.channel == channel, ~is_blocked())
         .order_by(outbox.c.severity, outbox.c.id)
         .limit(limit)
     )
-    rows = connection.execute(query).all()
+    rows: Sequence[Any] = connection.execute(query).all()
     homes = _homes(connection, [row[7] for row in rows if row[7] is not None])
-    return [Due(row[0], row[1], row[2], row[3] in OPENERS, row[4], row[5], row[6], row[7] is not None, homes.get(row[7])) for row in rows]
+    moments = {created: EPOCH + created * MICROSECOND for created in {row[4] for row in rows}}
+    return [
+        Due(id_, incident_id, severity, transition in OPENERS, moments[created], attempts, digest, first is not None, homes.get(first))
+        for id_, incident_id, severity, transition, created, attempts, digest, first in rows
+    ]
 
 
 def _homes(connection: Connection, ids: list[int]) -> dict[int, str]:
     """Of rows that arrived, the digests in which they did."""
-    found: dict[int, str] = {}
-    for at in range(0, len(ids), _IDS_AT_ONCE):
-        told = select(outbox.c.id, outbox.c.digest).where(outbox.c.id.in_(ids[at : at + _IDS_AT_ONCE]), outbox.c.digest.is_not(None))
-        found.update((id_, digest) for id_, digest in connection.execute(told))
-    return found
+    if not ids:
+        return {}
+    told = select(outbox.c.id, outbox.c.digest).where(_among(connection, ids), outbox.c.digest.is_not(None))
+    return {row[0]: row[1] for row in connection.execute(told)}
 
 
 def _busy(connection: Connection, channel: str, now: datetime) -> frozenset[str]:
@@ -170,7 +182,8 @@ def _alone(connection: Connection, who: Claimant, ids: list[int]) -> dict[int, N
 def _together(connection: Connection, who: Claimant, channel: str, batch: Batch) -> Digest:
     """Lease rows that are told as one, and note in which digest: whoever claims them again sends the same."""
     _update(connection, [row.id for row in batch.rows], {**who.lease, "digest": batch.key})
-    mine = and_(outbox.c.digest == batch.key, IS_PENDING, outbox.c.channel == channel, outbox.c.lease_owner == who.owner)
+    rows = digests.outbox.c
+    mine = and_(rows.digest == batch.key, IS_PENDING, rows.channel == channel, rows.lease_owner == who.owner)
     items = digests.items(connection, mine)
     told = and_(outbox.c.digest == batch.home, outbox.c.channel == channel, outbox.c.state == "sent")
     first = connection.execute(select(outbox.c.receipt).where(told).order_by(outbox.c.id).limit(1)).scalar()
@@ -188,6 +201,13 @@ def _together(connection: Connection, who: Claimant, channel: str, batch: Batch)
     )
 
 
-def _update(connection: Connection, ids: tuple[int, ...] | list[int], values: dict[str, Any]) -> None:
-    for at in range(0, len(ids), _IDS_AT_ONCE):
-        connection.execute(update(outbox).where(outbox.c.id.in_(ids[at : at + _IDS_AT_ONCE])).values(values))
+def _update(connection: Connection, ids: Sequence[int], values: dict[str, Any]) -> None:
+    if ids:
+        connection.execute(update(outbox).where(_among(connection, ids)).values(values))
+
+
+def _among(connection: Connection, ids: Sequence[int]) -> ColumnElement[bool]:
+    """Whether a row is one of these. However many: they are one parameter."""
+    if connection.dialect.name == "sqlite":
+        return outbox.c.id.in_(select(column("value")).select_from(func.json_each(json.dumps(ids))))
+    return outbox.c.id == func.any(literal(list(ids), ARRAY(BigInteger)))

@@ -1,17 +1,19 @@
 """Digests in the store: what is in one, how its incidents stand, who belongs to one."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Select, func, select
 
 from monitor.domain import DigestItem, IncidentState, Severity, Tally
+from monitor.store import schema
+from monitor.store.bulk import untyped
 from monitor.store.rows import digest_item_of
-from monitor.store.schema import incidents, outbox
 
 WORST = 12
 
+outbox, incidents = untyped(schema.outbox), untyped(schema.incidents)
 _ITEM = (
     outbox.c.id.label("row"),
     outbox.c.transition,
@@ -27,8 +29,8 @@ _ITEM = (
 
 
 def items(connection: Connection, where: Any) -> tuple[DigestItem, ...]:
-    """Rows with their incidents, the worst and oldest first."""
-    return tuple(digest_item_of(row) for row in connection.execute(_items(where)))
+    """Rows of ``outbox``, as it is named here, with their incidents, the worst and oldest first."""
+    return tuple(digest_item_of(row) for row in connection.execute(_items(where)).all())
 
 
 def tally(connection: Connection, channel: str, home: str) -> Tally:
@@ -46,28 +48,27 @@ def tally(connection: Connection, channel: str, home: str) -> Tally:
 
 def tally_of(found: tuple[DigestItem, ...]) -> Tally:
     """How the incidents of a new digest stand."""
-    kinds = Counter((item.state.value, int(item.severity), item.service) for item in found)
+    kinds = Counter((item.state, item.severity, item.service) for item in found)
     asked = max(item.asked for item in found)
     live = [item for item in found if item.state is not IncidentState.RESOLVED]
     return _tally([(*kind, count, asked) for kind, count in kinds.items()], tuple((live or found)[:WORST]))
 
 
-def _tally(counts: Iterable[tuple[str, int, str, int, int]], worst: tuple[DigestItem, ...]) -> Tally:
-    counts = list(counts)
+def _tally(counts: Sequence[tuple[str, int, str, int, int]], worst: tuple[DigestItem, ...]) -> Tally:
     states: Counter[str] = Counter()
     for state, _, _, count, _ in counts:
         states[state] += count
-    unresolved = states[IncidentState.OPEN.value] + states[IncidentState.ACKED.value]
+    unresolved = states[IncidentState.OPEN] + states[IncidentState.ACKED]
     severities: Counter[int] = Counter()
     services: Counter[str] = Counter()
     for state, severity, service, count, _ in counts:
-        if not unresolved or state != IncidentState.RESOLVED.value:
+        if not unresolved or state != IncidentState.RESOLVED:
             severities[severity] += count
             services[service] += count
     return Tally(
         total=states.total(),
-        open=states[IncidentState.OPEN.value],
-        acked=states[IncidentState.ACKED.value],
+        open=states[IncidentState.OPEN],
+        acked=states[IncidentState.ACKED],
         severities=tuple((Severity(severity), count) for severity, count in sorted(severities.items())),
         services=tuple(sorted(services.items(), key=lambda one: (-one[1], one[0]))),
         worst=worst,

@@ -1,9 +1,11 @@
 """Rows to domain values and back. No SQL here."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import msgspec
 from sqlalchemy import RowMapping as Row
 
 from monitor.domain import (
@@ -20,6 +22,12 @@ from monitor.domain import (
     TimelineEntry,
     Transition,
 )
+from monitor.store.schema import EPOCH, MICROSECOND
+
+_WORDS = msgspec.json.Decoder(tuple[str, ...])
+_TRANSITIONS = {transition.value: transition for transition in Transition}
+_SEVERITIES = {int(severity): severity for severity in Severity}
+_STATES = {state.value: state for state in IncidentState}
 
 
 def incident_of(row: Row) -> Incident:
@@ -84,12 +92,38 @@ def receipt_of(value: Mapping[str, Any] | None) -> Receipt | None:
     return None if value is None else Receipt(value["reference"], _labels(value["detail"]))
 
 
-def digest_item_of(row: Any) -> DigestItem:
-    """By position, in the order of the fields: thousands are made at once."""
+def digest_item_of(row: Sequence[Any]) -> DigestItem:
+    """By position, in the order of the fields, and as the driver has them: thousands are made at once."""
+    (number, transition, reason, id_, code, service, severity, state, title, summary, evidence, first_step, opened_at, resolved_at,
+     acked_by, asked) = row  # fmt: skip
     return DigestItem(
-        row[0], Transition(row[1]), row[2], row[3], row[4], row[5], Severity(row[6]), IncidentState(row[7]), row[8], row[9],
-        tuple(row[10]), row[11], row[12], row[13], row[14], row[15],
-    )  # fmt: skip
+        number,
+        _TRANSITIONS[transition],
+        reason,
+        id_,
+        code,
+        service,
+        _SEVERITIES[severity],
+        _STATES[state],
+        title,
+        summary,
+        _words(evidence),
+        first_step,
+        EPOCH + opened_at * MICROSECOND,
+        None if resolved_at is None else EPOCH + resolved_at * MICROSECOND,
+        acked_by,
+        asked,
+    )
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    """JSON text, or what PostgreSQL's driver has decoded already. msgspec refuses half a character, which the text may have."""
+    if not isinstance(value, str):
+        return tuple(value)
+    try:
+        return _WORDS.decode(value)
+    except msgspec.DecodeError:
+        return tuple(json.loads(value))
 
 
 def _labels(value: list[list[str]]) -> Labels:
