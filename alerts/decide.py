@@ -10,9 +10,10 @@ from datetime import datetime, timedelta
 
 from alerts import escalation
 from alerts.escalation import join
-from alerts.fingerprint import fingerprint, incident_id
+from alerts.fingerprint import fingerprint
 from alerts.muting import Muting, muted_by
 from alerts.oncall import People
+from alerts.opening import Opening, evidence_from
 from monitor.domain import (
     Alert,
     AlertPolicy,
@@ -24,16 +25,12 @@ from monitor.domain import (
     FindingKind,
     Guide,
     Incident,
-    IncidentState,
     Outcome,
     ResponsePolicy,
     Severity,
     TimelineEntry,
-    Transition,
     pairs,
 )
-
-EVIDENCE_LINES = 8
 
 CHECK_BLIND = FindingKind("CheckBlind", Severity.P2, None, "A check could not look, several times in a row: what it watches is unwatched.")
 
@@ -256,12 +253,13 @@ def fold(known: Known, changed: tuple[Alert, ...], policy: Policy, now: datetime
     for alert in changed:
         if _is_news(was.get(alert.fingerprint), alert):
             news_in[alert.group].append(alert)
+    opening = Opening(policy.chains, policy.responses, policy.guides, policy.people, policy.muting, now)
     for group, news in sorted(news_in.items()):
         before, firing = known.incidents.get(group), firing_in[group]
         if before is not None and firing and all(alert.home != group for alert in firing):
             decisions.append(_release(before, firing, now, because))
         elif firing and before is None:
-            decisions.append(_open(group, firing, policy, now))
+            decisions.append(opening.open(group, firing))
         elif firing and before is not None:
             decisions.append(_grow(before, news, firing, policy, now))
         elif before is not None:
@@ -296,33 +294,6 @@ def _is_news(old: Alert | None, new: Alert) -> bool:
     return was_firing != is_firing or (old is not None and is_firing and new.severity < old.severity)
 
 
-def _open(group: str, firing: list[Alert], policy: Policy, now: datetime) -> Decision:
-    worst = min(firing, key=lambda alert: (alert.severity, alert.fingerprint))
-    guide = policy.guides.get(worst.code or "")
-    said = dict(worst.annotations)
-    incident = Incident(
-        id=incident_id(group, now),
-        group=group,
-        code=worst.code,
-        service=worst.service,
-        severity=worst.severity,
-        state=IncidentState.OPEN,
-        title=guide.title if guide else dict(worst.labels).get("alertname", "Alert"),
-        summary=worst.summary,
-        evidence=_evidence(worst),
-        first_step=guide.first_step if guide else said.get("runbook_url", ""),
-        opened_at=now,
-        chain=policy.chains[worst.severity],
-        chain_since=now,
-        response=policy.responses.get(worst.severity, ResponsePolicy()),
-    )
-    entries = tuple(TimelineEntry(incident.id, now, "opened", f"{alert.severity.name}: {alert.summary}") for alert in firing)
-    reasons = muted_by(firing, group, policy.muting, now)
-    if reasons:
-        return join(Decision(timeline=entries), escalation.mute(incident, reasons, now))
-    return join(Decision(timeline=entries), escalation.climb(incident, now, Transition.TRIGGERED, policy.people))
-
-
 def _grow(incident: Incident, news: Iterable[Alert], firing: Iterable[Alert], policy: Policy, now: datetime) -> Decision:
     """Attach news to an open incident; when the severity rose, the worse severity's chain starts anew and asks again."""
     news, firing = tuple(news), tuple(firing)
@@ -338,7 +309,7 @@ def _grow(incident: Incident, news: Iterable[Alert], firing: Iterable[Alert], po
     if not worse:
         return join(settled, Decision(timeline=entries))
     worst = min(worse, key=lambda alert: (alert.severity, alert.fingerprint))
-    raised = replace(incident, severity=worst.severity, summary=worst.summary, evidence=_evidence(worst))
+    raised = replace(incident, severity=worst.severity, summary=worst.summary, evidence=evidence_from(worst))
     response = policy.responses.get(worst.severity, ResponsePolicy())
     return join(settled, Decision(timeline=entries), escalation.raise_(raised, policy.chains[worst.severity], now, policy.people, response))
 
@@ -347,7 +318,3 @@ def settle(incident: Incident, firing: Iterable[Alert], policy: Policy, now: dat
     """Mute an incident that silences, windows or inhibitions cover now, and unmute one that they no longer cover."""
     reasons = muted_by(firing, incident.group, policy.muting, now)
     return escalation.mute(incident, reasons, now) if reasons else escalation.unmute(incident, now, policy.people)
-
-
-def _evidence(alert: Alert) -> tuple[str, ...]:
-    return tuple(f"{name}: {value}" for name, value in alert.facts[:EVIDENCE_LINES])

@@ -1,7 +1,9 @@
 """Who hears of an incident next: the ladder of escalation, acknowledgement, muting, reminders and the resolve. Pure functions."""
 
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import chain as all_of
 
 from alerts.oncall import People, Reached
 from monitor.domain import (
@@ -23,11 +25,31 @@ NOBODY_REACHED_S = 300.0
 def join(*decisions: Decision) -> Decision:
     """All decisions, in order."""
     return Decision(
-        alerts=tuple(alert for decision in decisions for alert in decision.alerts),
-        incidents=tuple(incident for decision in decisions for incident in decision.incidents),
-        intents=tuple(intent for decision in decisions for intent in decision.intents),
-        timeline=tuple(entry for decision in decisions for entry in decision.timeline),
+        alerts=tuple(all_of.from_iterable([decision.alerts for decision in decisions])),
+        incidents=tuple(all_of.from_iterable([decision.incidents for decision in decisions])),
+        intents=tuple(all_of.from_iterable([decision.intents for decision in decisions])),
+        timeline=tuple(all_of.from_iterable([decision.timeline for decision in decisions])),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Ascent:
+    """What firing the due steps of a chain does, the same for every incident that stands at the same place of it."""
+
+    step: int
+    told: tuple[str, ...]
+    next_at: datetime | None
+    remind_at: datetime | None
+    calls: tuple[tuple[Transition, str, str], ...]
+    """Transition, channel and reason of each notification."""
+    lines: tuple[tuple[str, str], ...]
+    """Kind and text of each line of the history."""
+
+    def intents(self, incident_id: str) -> tuple[Intent, ...]:
+        return tuple([Intent(incident_id, means, channel, reason) for means, channel, reason in self.calls])
+
+    def timeline(self, incident_id: str, now: datetime) -> tuple[TimelineEntry, ...]:
+        return tuple([TimelineEntry(incident_id, now, kind, text) for kind, text in self.lines])
 
 
 def climb(incident: Incident, now: datetime, transition: Transition, people: People = NOBODY) -> Decision:
@@ -38,32 +60,47 @@ def climb(incident: Incident, now: datetime, transition: Transition, people: Peo
     """
     if incident.muted:
         return Decision(incidents=(replace(incident, next_escalation_at=None, remind_at=None),))
-    intents: list[Intent] = []
-    timeline: list[TimelineEntry] = []
-    told = list(incident.told)
-    step, hurry = incident.step, False
-    while step < len(incident.chain) and (hurry or _due_at(incident, step, people) <= now):
-        rung = incident.chain[step]
+    done = ascend(incident.chain, incident.chain_since, incident.step, incident.told, incident.response, now, transition, people)
+    climbed = replace(incident, step=done.step, told=done.told, next_escalation_at=done.next_at, remind_at=done.remind_at)
+    return Decision(incidents=(climbed,), intents=done.intents(incident.id), timeline=done.timeline(incident.id, now))
+
+
+def ascend(
+    chain: Sequence[EscalationStep],
+    since: datetime,
+    step: int,
+    told: Iterable[str],
+    response: ResponsePolicy,
+    now: datetime,
+    transition: Transition,
+    people: People,
+) -> Ascent:
+    """Fire what is due of a chain from ``step`` on; its delays count from ``since``."""
+    calls: list[tuple[Transition, str, str]] = []
+    lines: list[tuple[str, str]] = []
+    told = list(told)
+    hurry = False
+    while step < len(chain) and (hurry or _due_at(chain[step], since, people) <= now):
+        rung = chain[step]
         means = transition if step == 0 else Transition.ESCALATED
         reached = people.reach(rung, now)
         hurry = not reached.channels
         if reached.absent:
             names = ", ".join(reached.absent)
             then = ": the next step is taken at once" if hurry else ""
-            timeline.append(TimelineEntry(incident.id, now, "note", f"nobody is on call for {names} ({rung.who}){then}"))
+            lines.append(("note", f"nobody is on call for {names} ({rung.who}){then}"))
         if not hurry:
             reason = _reason(rung, means, reached)
-            intents += [Intent(incident.id, means, channel, reason) for channel in reached.channels]
+            calls += [(means, channel, reason) for channel in reached.channels]
             told += [channel for channel in reached.channels if channel not in told]
-            timeline.append(TimelineEntry(incident.id, now, means.value, f"{reason}; by {', '.join(reached.channels)}"))
+            lines.append((means.value, f"{reason}; by {', '.join(reached.channels)}"))
         step += 1
-    next_at = _due_at(incident, step, people) if step < len(incident.chain) else None
-    remind_s = incident.response.remind_s if told else NOBODY_REACHED_S
+    next_at = _due_at(chain[step], since, people) if step < len(chain) else None
+    remind_s = response.remind_s if told else NOBODY_REACHED_S
     remind_at = now + timedelta(seconds=remind_s) if next_at is None and remind_s is not None else None
-    if next_at is None and not told and incident.chain:
-        timeline.append(TimelineEntry(incident.id, now, "note", f"nobody could be told: asked again in {_span(NOBODY_REACHED_S)}"))
-    climbed = replace(incident, step=step, told=tuple(told), next_escalation_at=next_at, remind_at=remind_at)
-    return Decision(incidents=(climbed,), intents=tuple(intents), timeline=tuple(timeline))
+    if next_at is None and not told and chain:
+        lines.append(("note", f"nobody could be told: asked again in {_span(NOBODY_REACHED_S)}"))
+    return Ascent(step, tuple(told), next_at, remind_at, tuple(calls), tuple(lines))
 
 
 def escalate(incident: Incident, now: datetime, people: People = NOBODY) -> Decision:
@@ -194,7 +231,9 @@ def move(incident: Incident, by: timedelta, people: People = NOBODY) -> Incident
         ack_expires_at=_later(incident.ack_expires_at, by),
         remind_at=_later(incident.remind_at, by),
     )
-    return replace(moved, next_escalation_at=None if incident.next_escalation_at is None else _due_at(moved, incident.step, people))
+    if incident.next_escalation_at is None:
+        return moved
+    return replace(moved, next_escalation_at=_due_at(moved.chain[moved.step], moved.chain_since, people))
 
 
 def _later(moment: datetime | None, by: timedelta) -> datetime | None:
@@ -237,9 +276,8 @@ def _remind(incident: Incident, now: datetime) -> Decision:
     return Decision(incidents=(reminded,), intents=intents, timeline=(entry,))
 
 
-def _due_at(incident: Incident, step: int, people: People) -> datetime:
-    rung = incident.chain[step]
-    return people.earliest(rung, incident.chain_since + timedelta(seconds=rung.after_s))
+def _due_at(rung: EscalationStep, since: datetime, people: People) -> datetime:
+    return people.earliest(rung, since + timedelta(seconds=rung.after_s))
 
 
 def _reason(rung: EscalationStep, means: Transition, reached: Reached) -> str:
