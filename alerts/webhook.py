@@ -38,7 +38,7 @@ async def webhook_digest(ctx: NotifyContext, cfg: WebhookConfig, digest: Digest)
     return Receipt(reference=digest.key)
 
 
-@notifier("webhook", config=WebhookConfig, digest=Digesting(webhook_digest, gather_s=0.5, most=1000))
+@notifier("webhook", config=WebhookConfig, digest=Digesting(webhook_digest, gather_s=0.2, most=1000))
 async def webhook(ctx: NotifyContext, cfg: WebhookConfig, notification: Notification) -> Receipt:
     """POSTs each transition of an incident in the form of Alertmanager's webhooks (version 4), many of them in one body."""
     message = compose(notification, ctx.clock.now())

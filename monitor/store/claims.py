@@ -6,7 +6,24 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, ColumnElement, Connection, and_, column, func, literal, or_, select, text, type_coerce, update
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    column,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    type_coerce,
+    update,
+)
 
 from alerts.digesting import Batch, Due, Manner, Spoken, home_of, take_turn
 from alerts.message import links_for
@@ -22,12 +39,41 @@ MOST_ROWS = 10_000
 
 IS_PENDING = text(f"outbox.{PENDING}")
 IS_LEASED = text(f"outbox.{LEASED}")
+NOW = bindparam("now", type_=outbox.c.next_attempt_at.type)
 
-_DUE = (
-    *(outbox.c[name] for name in ("id", "incident_id", "severity", "transition")),
-    type_coerce(outbox.c.created_at, BigInteger),  # made a moment once for all that began together
-    *(outbox.c[name] for name in ("attempts", "digest")),
-)
+
+def is_free(now: datetime | BindParameter[datetime]) -> Any:
+    """Whether nobody holds a lease on a row."""
+    return or_(outbox.c.lease_until.is_(None), outbox.c.lease_until <= now)
+
+
+def is_blocked() -> Any:
+    """Whether an earlier row of the same (incident, channel) is unfinished.
+
+    Counted for each row by the index of keys. While PostgreSQL has no statistics of a storm that has just begun, it would join all
+    that waits with all that waits for an EXISTS, walk all ids for a minimum, and read a whole partial index if one seems to fit: that is
+    why the state is spelled so that none does.
+    """
+    earlier = outbox.alias("earlier")
+    same = (earlier.c.incident_id == outbox.c.incident_id, earlier.c.channel == outbox.c.channel)
+    found = select(func.count()).select_from(earlier).where(*same, earlier.c.id < outbox.c.id, text("earlier.state || '' = 'pending'"))
+    return found.scalar_subquery() > 0
+
+
+def _due_rows() -> Select[Any]:
+    """What ``_due`` reads, made once: the making costs more than the reading when little waits."""
+    sent = outbox.alias("sent")
+    same = (sent.c.incident_id == outbox.c.incident_id, sent.c.channel == outbox.c.channel)
+    arrived = select(func.min(sent.c.id + 0)).where(*same, text("sent.state || '' = 'sent'"))  # + 0: not by walking all ids
+    row = outbox.c
+    created_at = type_coerce(row.created_at, BigInteger)  # made a moment once for all that began together
+    columns = (row.id, row.incident_id, row.severity, row.transition, created_at, row.attempts, row.digest, arrived.scalar_subquery())
+    due = (IS_PENDING, outbox.c.next_attempt_at <= NOW, is_free(NOW), outbox.c.channel == bindparam("channel"), ~is_blocked())
+    return select(*columns).where(*due).order_by(outbox.c.severity, outbox.c.id).limit(bindparam("limit"))
+
+
+_WAITING = select(outbox.c.channel).where(IS_PENDING, outbox.c.next_attempt_at <= NOW).distinct()
+_DUE = _due_rows()
 
 Sending = Notification | Digest
 
@@ -71,10 +117,9 @@ class Claimant:
 
 def claim(connection: Connection, who: Claimant, voices: Mapping[str, Voice], otherwise: Voice) -> Claim:
     """Lease what each channel says next; ``otherwise`` is for channels that are not in ``voices``."""
-    waiting = select(outbox.c.channel).where(IS_PENDING, outbox.c.next_attempt_at <= who.now).distinct()
     sends: list[Sending] = []
     remembered: dict[str, Spoken] = {}
-    for channel in sorted(connection.execute(waiting).scalars()):
+    for channel in sorted(connection.execute(_WAITING, {"now": who.now}).scalars()):
         voice = voices.get(channel, otherwise)
         if voice.room <= 0:
             continue
@@ -93,24 +138,6 @@ def claim(connection: Connection, who: Claimant, voices: Mapping[str, Voice], ot
     return Claim(tuple(sends), remembered)
 
 
-def is_free(now: datetime) -> Any:
-    """Whether nobody holds a lease on a row."""
-    return or_(outbox.c.lease_until.is_(None), outbox.c.lease_until <= now)
-
-
-def is_blocked() -> Any:
-    """Whether an earlier row of the same (incident, channel) is unfinished.
-
-    Counted for each row by the index of keys. While PostgreSQL has no statistics of a storm that has just begun, it would join all
-    that waits with all that waits for an EXISTS, walk all ids for a minimum, and read a whole partial index if one seems to fit: that is
-    why the state is spelled so that none does.
-    """
-    earlier = outbox.alias("earlier")
-    same = (earlier.c.incident_id == outbox.c.incident_id, earlier.c.channel == outbox.c.channel)
-    found = select(func.count()).select_from(earlier).where(*same, earlier.c.id < outbox.c.id, text("earlier.state || '' = 'pending'"))
-    return found.scalar_subquery() > 0
-
-
 def _most_rows(voice: Voice) -> int:
     """As many as the worst of them can fill what there is room for, and one digest more, so that a storm is not read anew for each."""
     return min(MOST_ROWS, (voice.room + 1) * voice.manner.most) if voice.manner else voice.room
@@ -118,16 +145,7 @@ def _most_rows(voice: Voice) -> int:
 
 def _due(connection: Connection, channel: str, now: datetime, limit: int) -> list[Due]:
     """The worst and oldest first, each with the earlier row of its incident that arrived first."""
-    sent = outbox.alias("sent")
-    same = (sent.c.incident_id == outbox.c.incident_id, sent.c.channel == outbox.c.channel)
-    arrived = select(func.min(sent.c.id + 0)).where(*same, text("sent.state || '' = 'sent'"))  # + 0: not by walking all ids
-    query = (
-        select(*_DUE, arrived.scalar_subquery())
-        .where(IS_PENDING, outbox.c.next_attempt_at <= now, is_free(now), outbox.c.channel == channel, ~is_blocked())
-        .order_by(outbox.c.severity, outbox.c.id)
-        .limit(limit)
-    )
-    rows: Sequence[Any] = connection.execute(query).all()
+    rows: Sequence[Any] = connection.execute(_DUE, {"now": now, "channel": channel, "limit": limit}).all()
     homes = _homes(connection, [row[7] for row in rows if row[7] is not None])
     moments = {created: EPOCH + created * MICROSECOND for created in {row[4] for row in rows}}
     return [

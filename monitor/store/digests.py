@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection, Select, func, select
@@ -26,11 +27,15 @@ _ITEM = (
         )
     ),
 )  # fmt: skip
+_WORST_FIRST = (incidents.c.severity, incidents.c.opened_at, outbox.c.id)
+_BY_WORST = itemgetter(6, 12, 0)
+"""The same, of a row of ``_ITEM``."""
 
 
 def items(connection: Connection, where: Any) -> tuple[DigestItem, ...]:
     """Rows of ``outbox``, as it is named here, with their incidents, the worst and oldest first."""
-    return tuple(digest_item_of(row) for row in connection.execute(_items(where)).all())
+    rows = connection.execute(_items(where)).all()
+    return tuple(map(digest_item_of, sorted(rows, key=_BY_WORST)))  # sorted here: SQLite's sorter carries whole rows
 
 
 def tally(connection: Connection, channel: str, home: str) -> Tally:
@@ -42,7 +47,7 @@ def tally(connection: Connection, channel: str, home: str) -> Tally:
     open_ones = incidents.c.state != IncidentState.RESOLVED.value
     live = any(state != IncidentState.RESOLVED.value for state, *_ in counts)
     where = (*member, open_ones) if live else member
-    shown = tuple(digest_item_of(row) for row in connection.execute(_items(*where).limit(WORST)))
+    shown = tuple(digest_item_of(row) for row in connection.execute(_items(*where).order_by(*_WORST_FIRST).limit(WORST)))
     return _tally(counts, shown)
 
 
@@ -77,9 +82,4 @@ def _tally(counts: Sequence[tuple[str, int, str, int, int]], worst: tuple[Digest
 
 
 def _items(*where: Any) -> Select[Any]:
-    return (
-        select(*_ITEM)
-        .join(incidents, incidents.c.id == outbox.c.incident_id)
-        .where(*where)
-        .order_by(incidents.c.severity, incidents.c.opened_at, outbox.c.id)
-    )
+    return select(*_ITEM).join(incidents, incidents.c.id == outbox.c.incident_id).where(*where)

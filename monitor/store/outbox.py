@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Text, and_, case, cast, func, insert, literal, or_, select, text, update
+from sqlalchemy import Select, Text, and_, bindparam, case, cast, func, insert, literal, or_, select, text, update
 
 from monitor.domain import Digest, Receipt, Severity, Transition
 from monitor.store.claims import IS_LEASED, IS_PENDING, Claim, Claimant, Sending, Voice, claim, is_blocked, is_free
@@ -179,26 +179,17 @@ class Outbox:
 
     def untried_s(self, now: datetime) -> float:
         """For how long the oldest row that may be sent has been due without an attempt; 0 when there is none."""
-        oldest = self._soonest(is_free(now))
+        with self._database.read() as connection:
+            oldest: datetime | None = connection.execute(_soonest(is_free(now))).scalar()
         return 0.0 if oldest is None else max(0.0, (now - oldest).total_seconds())
 
     def next_due(self, skip: frozenset[str] = frozenset()) -> datetime | None:
         """When the next pending row may be tried, or None when nothing waits; rows of the channels in ``skip`` do not count."""
-        others = outbox.c.channel.not_in(skip)
-        later: Any = func.max if self._database.is_sqlite else func.greatest
-        ready = later(outbox.c.next_attempt_at, outbox.c.lease_until)
-        leased = select(func.min(ready, type_=outbox.c.lease_until.type)).where(IS_LEASED, IS_PENDING, others, ~is_blocked())
-        free = self._soonest(outbox.c.lease_until.is_(None), others)
+        given = {"skip": sorted(skip)}
         with self._database.read() as connection:
-            held: datetime | None = connection.execute(leased).scalar()
+            free = connection.execute(_SOONEST_FREE, given).scalar()
+            held: datetime | None = connection.execute(_HELD_ON_SQLITE if self._database.is_sqlite else _HELD, given).scalar()
         return min((at for at in (free, held) if at is not None), default=None)
-
-    def _soonest(self, *where: Any) -> datetime | None:
-        """When the first of these pending rows is due. Walks the index and stops at the first that no other one holds up."""
-        query = select(outbox.c.next_attempt_at).where(IS_PENDING, *where, ~is_blocked()).order_by(outbox.c.next_attempt_at).limit(1)
-        with self._database.read() as connection:
-            soonest: datetime | None = connection.execute(query).scalar()
-            return soonest
 
     def _finish(self, sending: Sending, owner: str, now: datetime, values: dict[str, Any], kind: str, words: str) -> bool:
         """Rows and timelines, a statement each however many there are. ``words`` follow the transition's name."""
@@ -215,6 +206,23 @@ class Outbox:
             connection.execute(into)
             changes = {"finished_at": now, "lease_until": None, "lease_owner": None, **values}
             return connection.execute(update(outbox).where(mine).values(changes)).rowcount > 0
+
+
+def _soonest(*where: Any) -> Select[Any]:
+    """When the first of these pending rows is due. Walks the index and stops at the first that no other one holds up."""
+    return select(outbox.c.next_attempt_at).where(IS_PENDING, *where, ~is_blocked()).order_by(outbox.c.next_attempt_at).limit(1)
+
+
+def _held(later: Any) -> Select[Any]:
+    """When the first of the leased rows may be tried again."""
+    ready = later(outbox.c.next_attempt_at, outbox.c.lease_until)
+    return select(func.min(ready, type_=outbox.c.lease_until.type)).where(IS_LEASED, IS_PENDING, _NOT_SKIPPED, ~is_blocked())
+
+
+# made once: delivery asks after every sending
+_NOT_SKIPPED = outbox.c.channel.not_in(bindparam("skip", expanding=True))
+_SOONEST_FREE = _soonest(outbox.c.lease_until.is_(None), _NOT_SKIPPED)
+_HELD, _HELD_ON_SQLITE = _held(func.greatest), _held(func.max)
 
 
 def _mine(sending: Sending, owner: str) -> Any:
