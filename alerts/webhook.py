@@ -65,28 +65,46 @@ def digest_bodies(digest: Digest, receiver: str) -> Iterator[tuple[str, bytes]]:
     firing = not digest.follows or digest.tally.unresolved > 0
     reason = f"{count(len(digest.items))}: {news_of(digest.items)}"
     whole = _group({"digest": digest.home}, receiver, reason, firing=firing, url=digest.url)
-    alerts = [_alert(item, item.transition, item.reason, digest.link(item.id)) for item in digest.items]
-    texts: list[bytes] = []
-    size, first = 0, 0
-    for number, alert in enumerate(alerts):
+    part = _Part()
+    for item in digest.items:
+        alert = _alert(item, item.transition, item.reason, digest.link(item.id))
         text = msgspec.json.encode(alert)
-        if texts and size + len(text) > BODY_BYTES:
-            yield f"{digest.items[first].row}-{len(texts)}", _joined(whole, alerts[first:number], texts)
-            texts, size, first = [], 0, number
-        texts.append(text)
-        size += len(text) + 1
-    yield f"{digest.items[first].row}-{len(texts)}", _joined(whole, alerts[first:], texts)
+        if part.texts and part.size + len(text) > BODY_BYTES:
+            yield part.name, part.body(whole)
+            part = _Part()
+        part.add(item.row, alert, text)
+    name, body = part.name, part.body(whole)
+    del part  # it is not kept while the body is on its way
+    yield name, body
 
 
-def _joined(whole: dict[str, Any], alerts: list[dict[str, Any]], texts: list[bytes]) -> bytes:
-    common = {f"common{kind.capitalize()}": _common([alert[kind] for alert in alerts]) for kind in ("labels", "annotations")}
-    head = msgspec.json.encode({**whole, **common})
-    return head[:-1] + b',"alerts":[' + b",".join(texts) + b"]}"
+class _Part:
+    """The alerts of one body, written, and what they have in common."""
 
+    def __init__(self) -> None:
+        self.texts: list[bytes] = []
+        self.size = 0
+        self._first_row = 0
+        self._common: dict[str, dict[str, str]] = {}
 
-def _common(all_of_them: list[dict[str, str]]) -> dict[str, str]:
-    first, *others = all_of_them
-    return {name: text for name, text in first.items() if all(other.get(name) == text for other in others)}
+    @property
+    def name(self) -> str:
+        return f"{self._first_row}-{len(self.texts)}"
+
+    def add(self, row: int, alert: dict[str, Any], written: bytes) -> None:
+        if not self.texts:
+            self._first_row = row
+            self._common = {"commonLabels": alert["labels"], "commonAnnotations": alert["annotations"]}
+        for name, mine in (("commonLabels", alert["labels"]), ("commonAnnotations", alert["annotations"])):
+            common = self._common[name]
+            if not common.items() <= mine.items():
+                self._common[name] = {label: text for label, text in common.items() if mine.get(label) == text}
+        self.texts.append(written)
+        self.size += len(written) + 1
+
+    def body(self, whole: dict[str, Any]) -> bytes:
+        head = msgspec.json.encode({**whole, **self._common})
+        return head[:-1] + b',"alerts":[' + b",".join(self.texts) + b"]}"
 
 
 def _group(labels: dict[str, str], receiver: str, reason: str, *, firing: bool, url: str) -> dict[str, Any]:
