@@ -17,6 +17,7 @@ from bench.http_probe import issue, version_of
 from bench.measure import BenchError, Cell, Figure, Side, cost
 from bench.plan import Plan
 from bench.processes import Program, Worker, free_port
+from monitor.store import Store
 
 ALERTMANAGER = ("prometheus-alertmanager", "alertmanager")
 TOKEN = "bench"
@@ -168,6 +169,7 @@ class _Starting:
         ]
         config = state / "config.toml"
         config.write_text("\n".join(lines) + "\n")
+        Store(f"sqlite:///{state / 'monitor.db'}").close()  # as at every start but the first: there is nothing to migrate
         command = [sys.executable, "-m", "monitor", "run", "--config", str(config)]
         yield from _start(command, port, "/-/ready", self.folder / "monitor.log")
 

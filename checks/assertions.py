@@ -1,14 +1,13 @@
 """What an answer must look like: its headers, its text by regular expressions, its JSON by paths.
 
-Owns the bounds: an expression of the configuration meets text of a stranger, and must not run for ever.
+Owns the bounds: an expression of the configuration meets text of a stranger, and must not run for ever. The two engines are imported
+when something is first asserted with them: they take 2 MiB.
 """
 
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-import jsonpath_rfc9535 as jsonpath
-import regex
 from pydantic import AfterValidator
 
 from monitor.errors import CannotLook
@@ -20,6 +19,8 @@ SEARCHED_CHARS = 262_144
 
 
 def _compiles(pattern: str) -> str:
+    import regex  # noqa: PLC0415
+
     try:
         regex.compile(pattern)
     except regex.error as exc:
@@ -28,6 +29,8 @@ def _compiles(pattern: str) -> str:
 
 
 def _is_path(path: str) -> str:
+    import jsonpath_rfc9535 as jsonpath  # noqa: PLC0415
+
     try:
         jsonpath.compile(path)
     except jsonpath.JSONPathError as exc:
@@ -70,6 +73,8 @@ def wrong_json_path(answer: HttpAnswer, expected: Mapping[str, str]) -> str:
     """The first path whose values are not the expected one, in words. ``*`` expects that there is any."""
     if not expected:
         return ""
+    import jsonpath_rfc9535 as jsonpath  # noqa: PLC0415
+
     try:
         document = json.loads(answer.body)
     except (ValueError, RecursionError):
@@ -98,6 +103,8 @@ def _text(value: Any) -> str:
 
 def _found(pattern: str, text: str) -> str | None:
     """What matches first; None when nothing does. Raises ``CannotLook`` when finding out takes too long."""
+    import regex  # noqa: PLC0415
+
     try:
         match = regex.search(pattern, text, timeout=WITHIN_S)
     except TimeoutError:

@@ -5,8 +5,6 @@ import hmac
 from collections.abc import Iterable
 from datetime import datetime
 
-from slack_sdk.signature import SignatureVerifier
-
 WINDOW_S = 300.0
 EVENT_WINDOW_S = 6 * 3600.0
 """How old an event of PagerDuty may be: it tries to deliver one for about twenty minutes."""
@@ -24,6 +22,8 @@ class _At:
 
 def slack_signed(body: bytes, timestamp: str, signature: str, secrets: Iterable[str], now: float) -> bool:
     """Whether one of the signing secrets signed this body within five minutes of ``now`` (seconds since 1970)."""
+    from slack_sdk.signature import SignatureVerifier  # noqa: PLC0415 - 1.6 MiB, and not needed before the first button
+
     if not timestamp.isascii() or not timestamp.isdigit() or len(timestamp) > 12 or not signature.isascii():
         return False
     try:
