@@ -31,7 +31,7 @@ TENANT, OTHER = "acme", "globex"
 PORTS = {"auth": "services.auth_service:app", "data": "services.data_service:app", "analytics": "services.analytics_service:app"}
 
 
-def until(condition: Callable[[], Any], what: str, within_s: float = 20) -> Any:
+def until(condition: Callable[[], Any], what: str, within_s: float = 60) -> Any:
     """The first truthy value of ``condition``; fails after ``within_s``."""
     waiting, deadline = threading.Event(), time.monotonic() + within_s
     while not (value := condition()):

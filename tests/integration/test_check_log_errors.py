@@ -207,7 +207,7 @@ async def test_hostile_text_stays_one_line_and_bounded(ctx: CheckContext, path: 
     add(path, *map(json.dumps, rows))
     with path.open("ab") as file:
         file.write(os.urandom(200_000) + b"\n")
-    observed = await look(log_errors, after(ctx, observed), max_shapes=120)
+    observed = await look(log_errors, after(ctx, observed), max_shapes=120, deadline="30s", within_s=30)
     assert len(json.dumps(observed.keep, ensure_ascii=False).encode()) < 262_144
     assert values(observed)["monitor_log_errors"] >= 3000
     assert values(observed)["monitor_log_error_shapes"] == 120
