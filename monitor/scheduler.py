@@ -14,6 +14,8 @@ from monitor.config.settings import CheckInstance
 TICK_S = 0.01
 FIRST_RUN_WITHIN_S = 5.0
 """After a start every check has run within this time, or within its interval if that is shorter."""
+FIRST_RUNS_PER_S = 400
+"""Where that would start more checks in a second than these, the first runs take longer: they would wait for one another, and be blind."""
 
 RunOnce = Callable[[CheckInstance], Awaitable[float | None]]
 """Runs an instance once; the answer says in how many seconds it wants another look, if that is before its next regular run."""
@@ -67,14 +69,17 @@ class Scheduler:
         wanted = {instance.key: instance for instance in instances}
         for key in self._entries.keys() - wanted.keys():
             del self._entries[key]
-        for key, instance in wanted.items():
-            known = self._entries.get(key)
-            if known is not None and known.instance == instance:
-                continue
+        new = [one for one in wanted.values() if (known := self._entries.get(one.key)) is None or known.instance != one]
+        within_s = first_runs_within_s(len(new))
+        for instance in new:
             self._serial += 1
-            first = now + spread(_together(instance)) * FIRST_RUN_WITHIN_S % instance.every_s
-            entry = self._entries[key] = _Entry(instance, self._serial, first, known.running if known else None)
-            self._push(first, entry, regular=True)
+            first_s, regular_s = begins(instance, within_s)
+            known = self._entries.get(instance.key)
+            entry = _Entry(instance, self._serial, now + regular_s, known.running if known else None)
+            self._entries[instance.key] = entry
+            self._push(now + first_s, entry, regular=first_s == regular_s)
+            if first_s != regular_s:
+                self._push(now + regular_s, entry, regular=True)
         self._changed.set()
 
     def look_soon(self, keys: Iterable[str]) -> set[str]:
@@ -147,9 +152,25 @@ class Scheduler:
         heapq.heappush(self._heap, _Due(at, entry.serial, entry.instance.key, regular))
 
 
-def _together(instance: CheckInstance) -> str:
-    """What has the same place in time: checks of one database share a round trip to it, others are spread."""
-    return instance.service.name if "dsn" in instance.check.needs else instance.key
+def first_runs_within_s(count: int) -> float:
+    """How long the first runs of so many instances take."""
+    return max(FIRST_RUN_WITHIN_S, count / FIRST_RUNS_PER_S)
+
+
+def begins(instance: CheckInstance, within_s: float) -> tuple[float, float]:
+    """In how many seconds an instance runs first, and in how many it runs for the first time on its regular grid.
+
+    The first runs come soon after a start; the grid has the whole interval, or all checks would run in bursts ever after. Checks of
+    one database share a round trip to it: they have one grid, whatever their intervals.
+    """
+    every_s = instance.every_s
+    if "dsn" in instance.check.needs:
+        first_s = spread(instance.service.name) * FIRST_RUN_WITHIN_S % every_s
+        return first_s, first_s
+    share = spread(instance.key)
+    first_s, regular_s = share * min(within_s, every_s), share * every_s
+    too_soon = first_s < regular_s < first_s + instance.recheck_s
+    return first_s, regular_s + every_s if too_soon else regular_s
 
 
 def spread(key: str) -> float:

@@ -14,7 +14,7 @@ from monitor.clock import SystemClock
 from monitor.config.settings import CheckInstance
 from monitor.domain import Observed
 from monitor.plugins import CheckContext
-from monitor.scheduler import Scheduler, spread
+from monitor.scheduler import Scheduler, begins, first_runs_within_s, spread
 from tests.support.world import instance, until
 
 
@@ -163,3 +163,26 @@ async def test_who_is_asked_for_a_look_hears_whose_answer_is_to_come() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+FLEET = [instance(nothing, service=f"s{number}", every_s=30.0) for number in range(10_000)]
+
+
+def test_a_fleet_runs_first_soon_after_the_start_and_from_then_on_all_through_the_interval() -> None:
+    within_s = first_runs_within_s(len(FLEET))
+    assert within_s == 25.0
+    times = [begins(one, within_s) for one in FLEET]
+    for moments, until_s in (([first_s for first_s, _ in times], 25), ([regular_s % 30 for _, regular_s in times], 30)):
+        in_each_second = Counter(map(int, moments))
+        assert set(in_each_second) == set(range(until_s))
+        assert max(in_each_second.values()) < 1.25 * len(FLEET) / until_s
+    for one, (first_s, regular_s) in zip(FLEET, times, strict=True):
+        assert one.recheck_s <= regular_s - first_s <= one.every_s + one.recheck_s
+
+
+@given(st.text(), st.floats(0.1, 86_400.0))
+def test_the_first_run_is_within_its_time_and_the_second_about_an_interval_later_at_most(key: str, every_s: float) -> None:
+    one = replace(instance(nothing, service="one", every_s=every_s), key=key)
+    first_s, regular_s = begins(one, first_runs_within_s(1))
+    assert 0 <= first_s < min(5.0, every_s)
+    assert first_s <= regular_s <= first_s + every_s + one.recheck_s
