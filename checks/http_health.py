@@ -20,7 +20,10 @@ DURATION = Metric(
 )
 STATUS = Metric("monitor_http_status", "Status code of the latest answer; 0 when there was no whole answer.")
 RESPONSE_BYTES = Metric("monitor_http_response_bytes", "Size of the latest answer's decoded body.")
-TLS_EXPIRY = Metric("monitor_http_tls_expiry_seconds", "Time until the first certificate of the service's chain expires.")
+TLS_EXPIRY = Metric(
+    "monitor_http_tls_expiry_seconds",
+    "Time until the first certificate of the service's chain expires: read every five minutes, and with each probe in its last 30 days.",
+)
 
 DOWN = FindingKind(
     "ServiceDown", Severity.P1, "INC-001", "The health address is refused, silent, or answers with a wrong status or body.", fells=True

@@ -14,7 +14,7 @@ from monitor.clock import Clock
 from monitor.errors import CannotLook
 from monitor.plugins import one_line
 from monitor.probes.curl_thread import CurlThread, Transfer
-from monitor.probes.http_tls import first_expiry, verify_tls
+from monitor.probes.http_tls import Expiries, verify_tls
 from monitor.probes_contract import HttpAnswer, HttpFailure, HttpPhases, HttpReason, HttpRequest
 
 MAX_HEADER_BYTES = 65_536
@@ -35,6 +35,7 @@ class CurlProbe:
 
     def __init__(self, clock: Clock, *, concurrency: int = CONCURRENCY) -> None:
         self._clock = clock
+        self._expiries = Expiries(clock)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open: set[_Exchange] = set()
         self._dead: str | None = None
@@ -46,7 +47,7 @@ class CurlProbe:
             raise CannotLook(self._dead)
         _refuse_unsendable(request)
         loop = self._loop = asyncio.get_running_loop()
-        exchange = _Exchange(request, self._clock, loop.create_future())
+        exchange = _Exchange(request, self._clock, loop.create_future(), self._expiries)
         guard = loop.call_later(request.deadline_s + GRACE_S, self._give_up, exchange)
         self._open.add(exchange)
         self._curl.submit(exchange)
@@ -96,7 +97,7 @@ def _resolve(over: list[Transfer]) -> None:
 class _Exchange:
     """One request on its way, with its buffers and in the end its outcome."""
 
-    def __init__(self, request: HttpRequest, clock: Clock, future: "asyncio.Future[HttpAnswer | HttpFailure]") -> None:
+    def __init__(self, request: HttpRequest, clock: Clock, future: "asyncio.Future[HttpAnswer | HttpFailure]", expiries: Expiries) -> None:
         self.request = request
         self.trust = request.ca_file or ""
         self.future = future
@@ -105,6 +106,9 @@ class _Exchange:
         self.given_s = 0.0
         """How much of the deadline was left when the exchange started; 0 while it waits in our own queue."""
         self._clock = clock
+        self._expiries = expiries
+        self._expires_at: float | None = None
+        """What is known of the server's certificates; None when they are read with this exchange."""
         self._headers: list[bytes] = []
         self._header_bytes = 0
         self._body: list[bytes] = []
@@ -142,20 +146,26 @@ class _Exchange:
         self.given_s = left_s
         try:
             _prepare(handle, self.request, left_s, self._on_header, self._on_body)
+            if self.request.url.startswith("https://"):
+                self._expires_at = self._expiries.of(self.request.url)
+                verify_tls(handle, self.request.ca_file, read_chain=self._expires_at is None)
         except (pycurl.error, TypeError, ValueError) as exc:
             self._outcome = CannotLook(f"the request to {self.request.url!r} cannot be sent: {exc}")
             return False
         return True
 
     def end(self, handle: pycurl.Curl, code: int, message: str) -> None:
-        phases = _phases(handle, tls=self.request.url.startswith("https://"))
+        is_tls = self.request.url.startswith("https://")
+        phases = _phases(handle, tls=is_tls)
+        if is_tls and (code != pycurl.E_OK or self._expires_at is None):
+            self._expires_at = self._expiries.learn(self.request.url, handle if code == pycurl.E_OK else None)
         if code == pycurl.E_OK:
             self._outcome = HttpAnswer(
                 status=int(handle.getinfo(pycurl.RESPONSE_CODE)),
                 headers=_parse_headers(self._headers),
                 body=b"".join(self._body),
                 phases=phases,
-                tls_days_left=self._tls_days_left(handle) if phases.tls_s else None,
+                tls_days_left=self._tls_days_left(),
             )
         elif self._too_large:
             self._outcome = HttpFailure(*self._too_large, phases)
@@ -185,10 +195,9 @@ class _Exchange:
         self._body.append(chunk)
         return len(chunk)
 
-    def _tls_days_left(self, handle: pycurl.Curl) -> float | None:
+    def _tls_days_left(self) -> float | None:
         """Days until the first certificate of the chain expires."""
-        expires_at = first_expiry(handle)
-        return None if expires_at is None else (expires_at - self._clock.now().timestamp()) / 86_400
+        return None if self._expires_at is None else (self._expires_at - self._clock.now().timestamp()) / 86_400
 
 
 def _refuse_unsendable(request: HttpRequest) -> None:
@@ -223,8 +232,6 @@ def _prepare(handle: pycurl.Curl, request: HttpRequest, left_s: float, on_header
         set_option(pycurl.CUSTOMREQUEST, request.method)
     elif request.method != "GET":
         set_option(pycurl.CUSTOMREQUEST, request.method)
-    if request.url.startswith("https://"):
-        verify_tls(handle, request.ca_file)
 
 
 def _header_lines(request: HttpRequest) -> list[bytes]:

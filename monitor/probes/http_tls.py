@@ -6,6 +6,14 @@ from functools import lru_cache
 
 import pycurl
 
+from monitor.clock import Clock
+
+READ_AGAIN_S = 300
+"""How long it is taken that a server still shows the certificates that it showed, while none of them ends soon."""
+SOON_S = 30 * 86_400
+"""A chain that ends sooner is read with every probe, so that a renewed one counts at once."""
+REMEMBERED = 50_000
+"""Servers whose chains are remembered, at most."""
 CA_READ_AGAIN_S = 60
 """A CA bundle is used this long before it is read again (the machine's takes 7 ms), so that a changed one counts within a minute."""
 _CA_CACHE_TIMEOUT = 321
@@ -24,8 +32,41 @@ def orders_groups(version: str) -> bool:
 _ORDERS_GROUPS = orders_groups(pycurl.version)
 
 
-def verify_tls(handle: pycurl.Curl, ca_file: str | None) -> None:
-    """Verify chain and name against that bundle, or the machine's. Raises ``ValueError`` when there is none."""
+class Expiries:
+    """When the first certificate of each server's chain expires. Every chain is verified; reading it too costs a twentieth of a probe.
+
+    ``url`` stands for the server. Used in the probe's thread only.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._known: dict[str, tuple[float, float]] = {}
+        """By URL: Unix time of the expiry, and the monotonic time until which it is taken to hold."""
+
+    def of(self, url: str) -> float | None:
+        """When it expires, as Unix time; None when the chain is to be read with this exchange."""
+        expires_at, holds_until = self._known.get(url, (0.0, 0.0))
+        is_fresh = self._clock.monotonic() < holds_until and expires_at - self._clock.now().timestamp() > SOON_S
+        return expires_at if is_fresh else None
+
+    def learn(self, url: str, handle: pycurl.Curl | None) -> float | None:
+        """Read the chain that the exchange was shown, and remember it. Without one, as when the exchange failed, what was known is
+        forgotten: what answers next may be another server."""
+        expires_at = None if handle is None else _first_expiry(handle)
+        if expires_at is None:
+            self._known.pop(url, None)
+            return None
+        if len(self._known) >= REMEMBERED:
+            self._known.clear()
+        self._known[url] = (expires_at, self._clock.monotonic() + READ_AGAIN_S)
+        return expires_at
+
+
+def verify_tls(handle: pycurl.Curl, ca_file: str | None, *, read_chain: bool) -> None:
+    """Verify chain and name against that bundle, or the machine's. Raises ``ValueError`` when there is none.
+
+    Only with ``read_chain`` can the chain be read afterwards.
+    """
     trusted = ca_file or system_ca_file()
     if trusted is None:
         raise ValueError("no CA bundle is found on this machine: install ca-certificates or set ca_file")
@@ -34,7 +75,8 @@ def verify_tls(handle: pycurl.Curl, ca_file: str | None) -> None:
     handle.setopt(pycurl.SSL_VERIFYPEER, 1)
     handle.setopt(pycurl.SSL_VERIFYHOST, 2)
     handle.setopt(pycurl.SSL_SESSIONID_CACHE, 0)
-    handle.setopt(pycurl.OPT_CERTINFO, 1)
+    if read_chain:
+        handle.setopt(pycurl.OPT_CERTINFO, 1)
     if _ORDERS_GROUPS:
         handle.setopt(pycurl.SSL_EC_CURVES, _GROUPS)
 
@@ -44,7 +86,7 @@ def system_ca_file() -> str | None:
     return ssl.get_default_verify_paths().cafile
 
 
-def first_expiry(handle: pycurl.Curl) -> float | None:
+def _first_expiry(handle: pycurl.Curl) -> float | None:
     """When the first certificate of the shown chain expires, as Unix time; None when none was shown."""
     return min(
         (

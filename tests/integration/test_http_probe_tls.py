@@ -39,8 +39,27 @@ async def probe() -> AsyncIterator[CurlProbe]:
     await probe.close()
 
 
+class MovableClock(SystemClock):
+    """The machine's clocks, ahead by as much as is told."""
+
+    ahead_s = 0.0
+
+    def now(self) -> datetime:
+        return super().now() + timedelta(seconds=self.ahead_s)
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.ahead_s
+
+
+def showing(certificate: trustme.LeafCert) -> ssl.SSLContext:
+    """What a server speaks TLS with; ``configure_cert`` gives it another certificate while it serves."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    return context
+
+
 @asynccontextmanager
-async def serving(certificate: trustme.LeafCert | None) -> AsyncIterator[int]:
+async def serving(certificate: trustme.LeafCert | ssl.SSLContext | None) -> AsyncIterator[int]:
     """An HTTPS server with that certificate; without one, a server that never begins the handshake."""
 
     writers: list[asyncio.StreamWriter] = []
@@ -54,10 +73,7 @@ async def serving(certificate: trustme.LeafCert | None) -> AsyncIterator[int]:
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
         writer.close()
 
-    context = None
-    if certificate is not None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        certificate.configure_cert(context)
+    context = showing(certificate) if isinstance(certificate, trustme.LeafCert) else certificate
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
     async with server:
         yield server.sockets[0].getsockname()[1]
@@ -77,12 +93,44 @@ async def test_a_good_certificate_tells_its_days_and_the_handshake_its_time(prob
     assert answer.phases.tls_s > 0
 
 
-async def test_a_renewed_certificate_counts_with_the_next_probe(probe: CurlProbe, authority: trustme.CA, ca_file: str) -> None:
-    for days in (3, 90, 3):
-        async with serving(authority.issue_cert("localhost", not_after=NOW + timedelta(days=days))) as port:
-            answer = await probe.fetch(HttpRequest(f"https://localhost:{port}/", ca_file=ca_file))
-        assert isinstance(answer, HttpAnswer), answer
-        assert answer.tls_days_left == pytest.approx(days, abs=0.1)
+async def days_left(probe: CurlProbe, port: int, ca_file: str) -> float:
+    answer = await probe.fetch(HttpRequest(f"https://localhost:{port}/", ca_file=ca_file))
+    assert isinstance(answer, HttpAnswer), answer
+    assert answer.tls_days_left is not None
+    return answer.tls_days_left
+
+
+async def test_a_certificate_that_ends_soon_counts_as_renewed_with_the_next_probe(
+    probe: CurlProbe, authority: trustme.CA, ca_file: str
+) -> None:
+    old, new = (authority.issue_cert("localhost", not_after=NOW + timedelta(days=days)) for days in (29, 90))
+    context = showing(old)
+    async with serving(context) as port:
+        assert await days_left(probe, port, ca_file) == pytest.approx(29, abs=0.1)
+        new.configure_cert(context)
+        assert await days_left(probe, port, ca_file) == pytest.approx(90, abs=0.1)
+
+
+async def test_a_chain_that_lasts_is_read_again_after_five_minutes_or_a_failure(authority: trustme.CA, ca_file: str) -> None:
+    first, second, third = (authority.issue_cert("localhost", not_after=NOW + timedelta(days=days)) for days in (400, 90, 60))
+    clock, context = MovableClock(), showing(first)
+    probe = CurlProbe(clock)
+    try:
+        async with serving(context) as port:
+            assert await days_left(probe, port, ca_file) == pytest.approx(400, abs=0.1)
+            second.configure_cert(context)
+            clock.ahead_s = 290
+            assert await days_left(probe, port, ca_file) == pytest.approx(400, abs=0.1)
+            clock.ahead_s = 301
+            assert await days_left(probe, port, ca_file) == pytest.approx(90, abs=0.1)
+            trustme.CA().issue_cert("localhost").configure_cert(context)
+            outcome = await probe.fetch(HttpRequest(f"https://localhost:{port}/", ca_file=ca_file))
+            assert isinstance(outcome, HttpFailure), "verified each time, whatever is remembered"
+            assert outcome.reason is HttpReason.TLS_UNTRUSTED
+            third.configure_cert(context)
+            assert await days_left(probe, port, ca_file) == pytest.approx(60, abs=0.1)
+    finally:
+        await probe.close()
 
 
 async def test_every_target_is_verified_against_its_own_bundle(
