@@ -222,7 +222,7 @@ class App:
     def _api_config(self) -> uvicorn.Config:
         answers = Answers(
             version=VERSION,
-            metrics=self._exposition.render,
+            metrics=self._exposition.pages,
             page=self._views.page,
             incident=self._views.incident,
             now=self._clock.now,

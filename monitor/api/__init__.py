@@ -1,14 +1,14 @@
 """The HTTP face: status page, metrics, liveness, readiness and reload. Reading is open, changing needs the token."""
 
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Header, Request, Response
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 from pydantic import SecretStr
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.middleware.gzip import GZipMiddleware
@@ -38,7 +38,7 @@ class Answers:
     """What the API asks of the running program."""
 
     version: str
-    metrics: Callable[[], bytes]
+    metrics: Callable[[], Iterable[bytes]]
     page: Callable[[], Awaitable[PageInput]]
     incident: Callable[[str], Awaitable[tuple[Incident, tuple[TimelineEntry, ...]]]]
     now: Callable[[], datetime]
@@ -108,7 +108,11 @@ def _operations(answers: Answers) -> APIRouter:
 
     @routes.get("/metrics")
     async def _metrics() -> Response:
-        return Response(answers.metrics(), headers={"Content-Type": CONTENT_TYPE})
+        async def page() -> AsyncIterator[bytes]:
+            for part in answers.metrics():
+                yield part
+
+        return StreamingResponse(page(), headers={"Content-Type": CONTENT_TYPE})
 
     @routes.api_route("/-/healthy", methods=["GET", "HEAD"])
     async def _healthy() -> Response:

@@ -20,10 +20,15 @@ counted in `monitor_series_dropped_total`.
 
 def reference() -> str:
     """The whole page, as Markdown."""
-    parts = [_HEAD, "## Every check\n", metrics_table(names.PER_CHECK), "`check` is the check's name in the configuration.\n"]
+    parts = [
+        _HEAD,
+        "## Every check\n",
+        metrics_table(names.PER_CHECK, names.SUBJECT),
+        "`check` is the check's name in the configuration.\n",
+    ]
     for check in sorted(BUILTINS, key=lambda check: check.name):
         title = f"## [`{check.name}`](checks/{check.name}.md)\n"
-        parts += [title, f"{' '.join(check.help.split())}\n", metrics_table(check.metrics, ("check", "service"))]
+        parts += [title, f"{' '.join(check.help.split())}\n", metrics_table(check.metrics, names.SUBJECT)]
     return "\n".join([*parts, "## The monitor itself\n", metrics_table(names.OWN)])
 
 

@@ -1,11 +1,11 @@
-"""The text that Prometheus scrapes, kept ready: a scrape joins strings and never runs a check.
+"""The text that Prometheus scrapes: a scrape writes down what is known and never runs a check.
 
 Owns the latest samples of every check instance and the monitor's own series. Used from the event loop only.
 """
 
 import platform
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from monitor.domain import CheckResult, Metric
@@ -16,6 +16,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SERIES_PER_FAMILY = 500
 """Of one metric and one check instance: what a check shows beyond is left out, and counted."""
 
+PAGE_CHARS = 262_144
+"""So much of the page is sent at a time."""
 USUAL_LAYOUTS = 4
 """Of each check: that of its good results, and of some others."""
 
@@ -56,14 +58,18 @@ class Exposition:
         """By instance."""
         self._usual: dict[str, deque[_Layout]] = {}
         """By check: most of its instances have the same series, and one layout serves them all."""
-        self._subjects: dict[str, _Subject] = {}
+        self._subjects: dict[str, str] = {}
+        """Labels of each instance, as they are written."""
+        self._runs: dict[str, list[float]] = {}
+        """Of each instance, by outcome."""
         self._own: dict[Metric, Values] = {}
         self._changed: set[Metric] = set()
-        self._text: bytes | None = None
         self._dropped = 0
         """How many series were left out so far."""
-        for metric in (*names.OWN, *names.PER_CHECK):  # before any check can take one of these names
+        for metric in names.OWN:  # before any check can take one of these names
             self._family(metric, ())
+        for metric in names.PER_CHECK:
+            self._family(metric, names.SUBJECT)
         self.set(names.BUILD_INFO, 1, version=version, python=platform.python_version())
         for severity in names.SEVERITIES:
             for state in names.UNRESOLVED:
@@ -82,19 +88,19 @@ class Exposition:
         values = [sample.value for sample in samples]
         for family, places in layout.own:
             family.put(result.instance, tuple([values[place] for place in places]))
-        for family, numbers in zip(layout.common, self._subjects[result.instance].count(result), strict=True):
+        for family, numbers in zip(layout.common, self._count(result), strict=True):
             family.put(result.instance, numbers)
-        self._text = None
 
     def _lay_out(self, result: CheckResult, series: "_Series") -> None:
         """Show a result whose series are not those of the one before, or do not all fit."""
         instance, dropped = result.instance, self._dropped
-        subject = self._subjects.get(instance)
-        if subject is None:
-            subject = self._subjects[instance] = _Subject(_name(result), result.service)
-        given = _subject(result)
-        own = [(self._show(instance, metric, _SUBJECT, values, given), metric, values) for metric, values in self._group(result)]
-        common = [self._show(instance, metric, (), values, "") for metric, values in subject.about(result)]
+        if instance not in self._subjects:
+            self._subjects[instance] = _subject(result)
+        own = [(self._show(instance, metric, names.SUBJECT, values), metric, values) for metric, values in self._group(result)]
+        common = [
+            self._show(instance, metric, names.SUBJECT, dict(zip(labels, numbers, strict=True)))
+            for metric, labels, numbers in zip(names.PER_CHECK, _COMMON_LABELS, self._count(result), strict=True)
+        ]
         places = {key: place for place, key in enumerate(series)}
         layout = _Layout(
             series=series if dropped == self._dropped else None,  # what is left out is counted at every result
@@ -110,7 +116,6 @@ class Exposition:
         if layout not in usual:
             usual.append(layout)
         self._layouts[instance] = usual[usual.index(layout)]
-        self._text = None
 
     def forget(self, instance: str) -> None:
         """Show nothing of an instance any more, because the configuration no longer has it."""
@@ -118,7 +123,7 @@ class Exposition:
         for family in layout.families() if layout else ():
             family.forget(instance)
         self._subjects.pop(instance, None)
-        self._text = None
+        self._runs.pop(instance, None)
 
     def set(self, metric: Metric, value: float, /, **labels: object) -> None:
         """Set one of the monitor's own series. Raises ``ValueError`` when the labels are not the declared ones."""
@@ -127,7 +132,6 @@ class Exposition:
         if series.get(sample.labels) != sample.value:
             series[sample.labels] = sample.value
             self._changed.add(metric)
-            self._text = None
 
     def add(self, metric: Metric, amount: float = 1.0, /, **labels: object) -> None:
         """Add to one of the monitor's own series; one not seen before starts at 0."""
@@ -138,7 +142,6 @@ class Exposition:
         """Show no series of one of the monitor's own metrics until one is set again."""
         if self._own.pop(metric, None):
             self._changed.add(metric)
-            self._text = None
 
     def seed_channels(self, channels: Iterable[str]) -> None:
         """Show zero for what has not happened yet on these channels, so that a dashboard can tell "none" from "no data"."""
@@ -149,13 +152,34 @@ class Exposition:
                 self.add(names.NOTIFICATIONS, 0, channel=channel, outcome=outcome)
 
     def render(self) -> bytes:
-        """The whole page, UTF-8, as of now. Costs nothing when nothing changed since the last call."""
-        if self._text is None:
-            while self._changed:  # showing one may count a dropped series, which changes one more
-                metric = self._changed.pop()
-                self._show(_SELF, metric, (), dict(self._own.get(metric, {})), "")
-            self._text = "".join([self._families[name].render() for name in sorted(self._families)]).encode()
-        return self._text
+        """The whole page, UTF-8, as of now."""
+        return b"".join(self.pages())
+
+    def pages(self) -> Iterator[bytes]:
+        """The same in pieces, cut between lines: no more of it than one is held in memory. What changes while they are taken is shown
+        as it is by then."""
+        while self._changed:  # showing one may count a dropped series, which changes one more
+            metric = self._changed.pop()
+            self._show(_SELF, metric, (), dict(self._own.get(metric, {})))
+        waiting: list[str] = []
+        size = 0
+        for name in sorted(self._families):
+            for piece in self._families[name].pieces():
+                waiting.append(piece)
+                size += len(piece)
+                if size >= PAGE_CHARS:
+                    yield "".join(waiting).encode()
+                    waiting, size = [], 0
+        yield "".join(waiting).encode()
+
+    def _count(self, result: CheckResult) -> tuple[tuple[float, ...], ...]:
+        """Count the run; the numbers of each of ``names.PER_CHECK``."""
+        runs = self._runs.get(result.instance)
+        if runs is None:
+            runs = self._runs[result.instance] = [0.0] * len(names.OUTCOMES)
+        place = names.OUTCOMES.index(result.outcome)
+        runs[place] += 1
+        return _WAS[place], (result.duration_s,), (result.started_at.timestamp(),), tuple(runs)
 
     def _group(self, result: CheckResult) -> Iterable[_Batch]:
         """The samples of each metric; the last of two with the same labels wins. What fits no declaration is counted."""
@@ -169,19 +193,19 @@ class Exposition:
                 self._count_dropped(metric.name, 1)
         return grouped.values()
 
-    def _show(self, instance: str, metric: Metric, added: tuple[str, ...], values: Values, given: str) -> Family | None:
+    def _show(self, instance: str, metric: Metric, added: tuple[str, ...], values: Values) -> Family | None:
         """Hand the values to the metric's family; None when there is no such family to be had."""
         family = self._family(metric, added)
         if not family.takes(metric, added):
             self._count_dropped(metric.name, len(values))
             return None
-        self._count_dropped(metric.name, family.replace(instance, values, given))
+        self._count_dropped(metric.name, family.replace(instance, values))
         return family
 
     def _family(self, metric: Metric, added: tuple[str, ...]) -> Family:
         family = self._families.get(metric.name)
         if family is None:
-            family = self._families[metric.name] = Family(metric, added, None if metric in names.OWN else self._cap)
+            family = self._families[metric.name] = Family(metric, added, None if metric in names.OWN else self._cap, self._subjects)
             self.add(names.SERIES_DROPPED, 0, metric=metric.name)
         return family
 
@@ -191,8 +215,11 @@ class Exposition:
             self.add(names.SERIES_DROPPED, count, metric=name)
 
 
-_SUBJECT = ("check", "service")
-"""Labels in front of a check's own: the name of its table in the configuration, and what it looks at."""
+_WAS = tuple(tuple(float(outcome is other) for other in names.OUTCOMES) for outcome in names.OUTCOMES)
+"""By place of the outcome: 1 for it, 0 for the others."""
+_BY_OUTCOME = tuple((outcome.value,) for outcome in names.OUTCOMES)
+_COMMON_LABELS = (_BY_OUTCOME, ((),), ((),), _BY_OUTCOME)
+"""Of the series of each of ``names.PER_CHECK``."""
 
 
 def _subject(result: CheckResult) -> str:
@@ -201,30 +228,3 @@ def _subject(result: CheckResult) -> str:
 
 def _name(result: CheckResult) -> str:
     return result.instance.removesuffix(f"/{result.service}")
-
-
-class _Subject:
-    """One instance in the label values that all its results share, and what is shown of every run, whatever the check."""
-
-    __slots__ = ("_outcomes", "_runs", "_subject")
-
-    def __init__(self, check: str, service: str) -> None:
-        self._subject = (check, service)
-        self._outcomes = tuple((check, service, outcome.value) for outcome in names.OUTCOMES)
-        self._runs = [0] * len(names.OUTCOMES)
-
-    def count(self, result: CheckResult) -> tuple[tuple[float, ...], ...]:
-        """Count the run; the numbers of each of ``names.PER_CHECK``."""
-        self._runs[names.OUTCOMES.index(result.outcome)] += 1
-        was = tuple([float(outcome is result.outcome) for outcome in names.OUTCOMES])
-        return was, (result.duration_s,), (result.started_at.timestamp(),), tuple(map(float, self._runs))
-
-    def about(self, result: CheckResult) -> tuple[_Batch, ...]:
-        """Count the run, and show it."""
-        labels = (self._outcomes, (self._subject,), (self._subject,), self._outcomes)
-        return tuple(
-            [
-                (metric, dict(zip(of, numbers, strict=True)))
-                for metric, of, numbers in zip(names.PER_CHECK, labels, self.count(result), strict=True)
-            ]
-        )

@@ -1,9 +1,13 @@
-"""One metric family as text: a header, and a block of lines per check instance, written again only when it changed.
+"""One metric family: the numbers of each check instance, and the text that they become when the page is asked for.
 
-Owns escaping, the cap on series, and that no series appears twice.
+Owns escaping, the cap on series, and that no series appears twice. Text is written at each scrape and not kept: what 10,000 checks
+show is 13 MB of it, and by the next scrape most of the numbers are others.
 """
 
 import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from math import inf, isfinite
 
 from monitor.domain import Metric
@@ -13,8 +17,21 @@ Values = dict[tuple[str, ...], float]
 
 _Labels = tuple[tuple[str, ...], ...]
 
-_Form = tuple[_Labels, str, frozenset[int]]
-"""Label values of an instance's series, their lines with a ``%s`` for each value, and which of the series are left out."""
+PIECE = 200
+"""Instances whose lines are written in one piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How the numbers of an instance are written; most instances of a family share one."""
+
+    labels: _Labels
+    """Of all its series."""
+    lines: str
+    """With a ``%s`` for each number, and one in front of it for the instance's own labels where the family has some."""
+    left_out: frozenset[int]
+    """Which of the series are not shown."""
+
 
 _NONE: frozenset[int] = frozenset()
 
@@ -41,77 +58,79 @@ def _number(value: float) -> str:
 
 
 class Family:
-    """All series of one metric, at most ``cap`` of each check instance. ``added`` are labels put in front of the declared ones."""
+    """All series of one metric, at most ``cap`` of each check instance. ``added`` are labels put in front of the declared ones; what
+    stands there for an instance is in ``subjects``, written as in the text."""
 
-    def __init__(self, metric: Metric, added: tuple[str, ...], cap: int | None) -> None:
+    def __init__(self, metric: Metric, added: tuple[str, ...], cap: int | None, subjects: Mapping[str, str]) -> None:
         labels = added + metric.labels
         self._metric = metric
         self._added = added
+        self._subjects = subjects
         self._writable = bool(_NAME.fullmatch(metric.name)) and len(set(labels)) == len(labels) and all(map(_LABEL.fullmatch, labels))
         self._cap = inf if cap is None else cap
+        self._usual = _Form((), "", _NONE)
         self._forms: dict[str, _Form] = {}
-        self._usual: _Labels = ()
-        """Most instances have the same label values: one tuple serves them all."""
-        self._unwritten: dict[str, tuple[float, ...]] = {}
-        self._blocks: dict[str, str] = {}
+        self._values: dict[str, tuple[float, ...]] = {}
         help_text = _UNSAFE_IN_HELP.sub(_replacement, metric.help)
         self._head = f"# HELP {metric.name} {help_text}\n# TYPE {metric.name} {metric.kind}\n"
-        self._text: str | None = ""
 
     def takes(self, metric: Metric, added: tuple[str, ...]) -> bool:
         """Whether ``metric`` is this family: one name has one declaration, and it must be writable."""
         return self._writable and added == self._added and (metric is self._metric or metric == self._metric)
 
-    def replace(self, instance: str, values: Values, given: str) -> int:
-        """Show exactly ``values`` for the instance; ``given`` is its written label in front. Returns how many series were left out."""
-        form = self._forms.get(instance)
+    def replace(self, instance: str, values: Values) -> int:
+        """Show exactly ``values`` for the instance. Returns how many series were left out."""
         labels = tuple(values)
-        if form is None or form[0] != labels:
-            self._usual = self._usual if labels == self._usual else labels
-            form = self._forms[instance] = (self._usual, *self._write_lines(labels, given))
-        left_out = form[2]
-        if left_out:
-            self.put(instance, tuple(value for number, value in enumerate(values.values()) if number not in left_out))
-        else:
-            self.put(instance, tuple(values.values()))
+        form = self._forms.get(instance)
+        if form is None or form.labels != labels:
+            self._usual = self._usual if labels == self._usual.labels else self._form(labels)
+            form = self._forms[instance] = self._usual
+        left_out = form.left_out
+        self._values[instance] = tuple([value for number, value in enumerate(values.values()) if number not in left_out])
         return len(left_out)
 
     def put(self, instance: str, values: tuple[float, ...]) -> None:
         """Show other values of just the series that are shown of the instance, in their order."""
-        self._unwritten[instance] = values
-        self._text = None
+        self._values[instance] = values
 
     def forget(self, instance: str) -> None:
         """Show nothing of the instance."""
         self._forms.pop(instance, None)
-        self._blocks.pop(instance, None)
-        self._unwritten.pop(instance, None)
-        self._text = None
+        self._values.pop(instance, None)
 
-    def render(self) -> str:
-        """Header and lines, or nothing while there is no series."""
-        if self._text is None:
-            for instance, values in self._unwritten.items():
-                as_text = repr if isfinite(sum(values)) else _number
-                self._blocks[instance] = self._forms[instance][1] % tuple(map(as_text, values))
-            self._unwritten.clear()
-            body = "".join(self._blocks.values())
-            self._text = self._head + body if body else ""
-        return self._text
+    def pieces(self) -> Iterator[str]:
+        """Header and lines, in pieces; nothing while there is no series. What changes meanwhile is shown as it is by then."""
+        head = self._head
+        instances = iter(list(self._values))
+        while some := list(islice(instances, PIECE)):
+            if lines := "".join([self._lines(instance) for instance in some]):
+                yield head + lines
+                head = ""
 
-    def _write_lines(self, labels: _Labels, given: str) -> tuple[str, frozenset[int]]:
-        """The lines of as many series as fit, none twice where two labels are written alike; and the others' numbers."""
+    def _lines(self, instance: str) -> str:
+        values = self._values.get(instance)
+        if values is None:
+            return ""
+        numbers = list(map(repr if isfinite(sum(values)) else _number, values))
+        if self._added:
+            filled = [self._subjects[instance]] * (2 * len(numbers))
+            filled[1::2] = numbers
+            numbers = filled
+        return self._forms[instance].lines % tuple(numbers)
+
+    def _form(self, labels: _Labels) -> _Form:
+        """As many series as fit, none twice where two labels are written alike; the others are left out."""
         names: dict[str, None] = {}
         left_out: list[int] = []
         for number, values in enumerate(labels):
-            name = self._name(values, given)
+            name = self._name(values)
             if len(names) >= self._cap or name in names:
                 left_out.append(number)
             else:
                 names[name] = None
-        return "".join([name.replace("%", "%%") + " %s\n" for name in names]), frozenset(left_out) if left_out else _NONE
+        return _Form(labels, "".join([f"{name} %s\n" for name in names]), frozenset(left_out) if left_out else _NONE)
 
-    def _name(self, labels: tuple[str, ...], given: str) -> str:
-        written = [f'{name}="{escape(value)}"' for name, value in zip(self._metric.labels, labels, strict=True)]
-        inside = ",".join([given, *written] if given else written)
+    def _name(self, labels: tuple[str, ...]) -> str:
+        written = [f'{name}="{escape(value)}"'.replace("%", "%%") for name, value in zip(self._metric.labels, labels, strict=True)]
+        inside = ",".join(["%s", *written] if self._added else written)
         return f"{self._metric.name}{{{inside}}}" if inside else self._metric.name

@@ -5,16 +5,19 @@ Series of a check instance carry ``check`` (its name in the configuration) and `
 
 from monitor.domain import IncidentState, Metric, Outcome, Severity
 
+SUBJECT = ("check", "service")
+"""Labels in front of those that a check's metrics declare: the name of its table in the configuration, and what it looks at."""
+
 # --- every check instance --------------------------------------------------------------------------------------------
 
 CHECK_OUTCOME = Metric(
     "monitor_check_outcome",
     "Latest outcome of a check: 1 for the one that applies, 0 for the others. blind means it could not look.",
-    ("check", "service", "outcome"),
+    ("outcome",),
 )
-CHECK_DURATION = Metric("monitor_check_duration_seconds", "How long the latest run of a check took.", ("check", "service"))
-CHECK_LAST_RUN = Metric("monitor_check_last_run_timestamp_seconds", "When the latest run of a check started.", ("check", "service"))
-CHECK_RUNS = Metric("monitor_check_runs_total", "Runs of a check, by outcome.", ("check", "service", "outcome"), "counter")
+CHECK_DURATION = Metric("monitor_check_duration_seconds", "How long the latest run of a check took.")
+CHECK_LAST_RUN = Metric("monitor_check_last_run_timestamp_seconds", "When the latest run of a check started.")
+CHECK_RUNS = Metric("monitor_check_runs_total", "Runs of a check, by outcome.", ("outcome",), "counter")
 
 # --- the monitor itself ----------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """The exposition: what is shown, what vanishes, what is capped, and that no text breaks the format."""
 
+import re
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,16 +99,35 @@ def test_a_blind_run_shows_no_old_values_and_counts_runs() -> None:
     assert found[key("monitor_check_runs_total", check="health", service="auth", outcome="blind")] == 1
 
 
-def test_a_scrape_without_news_is_the_same_object() -> None:
+def test_a_scrape_without_news_is_the_same_and_one_with_news_is_not() -> None:
     exposition = Exposition("1")
     exposition.record(result(LATENCY(1, phase="dns")))
     first = exposition.render()
-    assert exposition.render() is first
+    assert exposition.render() == first
     exposition.set(names.STORE_UP, 1)
-    second = exposition.render()
-    assert second is not first
-    exposition.set(names.STORE_UP, 1)
-    assert exposition.render() is second
+    assert exposition.render() != first
+
+
+def test_a_large_page_comes_in_pieces_and_stays_whole_when_results_come_and_go_between_them() -> None:
+    exposition = Exposition("1")
+    services = [f"s{number:05}" for number in range(6_000)]
+    for service in services:
+        exposition.record(result(LATENCY(1, phase="dns"), service=service))
+    pages = exposition.pages()
+    pieces = [next(pages)]
+    for service in services[::2]:
+        exposition.forget(f"health/{service}")
+    for service in services[1::2]:
+        exposition.record(result(LATENCY(2, phase="tls"), service=service))
+    pieces += pages
+    assert len(pieces) > 3
+    assert all(piece.endswith(b"\n") for piece in pieces)
+    page = b"".join(pieces).decode()
+    lines = [line.rpartition(" ")[0] for line in page.splitlines() if not line.startswith("#")]
+    assert len(set(lines)) == len(lines)
+    assert page.count("# TYPE monitor_http_phase_seconds gauge\n") == 1
+    assert len(re.findall(r'^monitor_http_phase_seconds\{check="health",service="s\d+",phase="tls"\} 2\.0$', page, re.MULTILINE)) == 3_000
+    assert exposition.render().decode().count("\nmonitor_http_phase_seconds{") == 3_000
 
 
 def test_a_family_is_capped_and_the_rest_is_counted() -> None:
