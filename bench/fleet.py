@@ -76,8 +76,9 @@ def _cell(start: Callable[[], AbstractContextManager[_Running]], target: Worker,
         after, cpu_s = target.ask(), side.cpu_s() - cpu_s
         rss = side.rss_bytes()
     done = after["requests"] - before["requests"]
-    if after["errors"] != before["errors"] or abs(done - 2 * count) > TOLERATED * 2 * count:
-        raise BenchError(f"the targets saw {done} probes where {2 * count} were due: not the work that was asked for")
+    errors = after["errors"] - before["errors"]
+    if errors or abs(done - 2 * count) > TOLERATED * 2 * count:
+        raise BenchError(f"the targets saw {done} probes where {2 * count} were due, and {errors} errors: not the work that was asked for")
     if side.metrics and page.count(UP) != count:
         raise BenchError(f"{page.count(UP)} of {count} targets are on the page that is scraped")
     return _Taken(Cell(cpu_s, done), rss)
