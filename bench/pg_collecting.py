@@ -21,7 +21,7 @@ from bench.processes import answer_commands
 from monitor import config
 from monitor.clock import SystemClock
 from monitor.domain import Outcome
-from monitor.engine import Engine
+from monitor.engine import TICK_S, Engine
 from monitor.logs import configure_logging
 from monitor.memory import Memory
 from monitor.metrics.exposition import Exposition
@@ -82,7 +82,7 @@ class _Ahead(SystemClock):
 
 async def main(folder: Path, dsn_file: Path, way: str) -> None:
     configure_logging()
-    clock, memory = _Ahead(), Memory()
+    clock, memory = _Ahead() if way == "shipped" else SystemClock(), Memory()
     usual = {"services": ["postgres"], "every": "15s", "timeout": "9s"}
     tables = shipped_checks() if way == "shipped" else {name: usual | dict(table) for name, table in FACTS.items()}
     settings = config.load(
@@ -107,14 +107,22 @@ async def main(folder: Path, dsn_file: Path, way: str) -> None:
 
     async def collect(command: dict[str, Any]) -> dict[str, Any]:
         """All checks ``count`` times, or what is due in each of ``seconds``."""
-        series, before = 0, _logins(outside)
+        before, flushed = _logins(outside), clock.monotonic()
         for _ in range(command["count"] if "count" in command else command["seconds"]):
-            due = settings.instances if "count" in command else [one for one in settings.instances if clock.ahead_s % one.every_s == 0]
-            clock.ahead_s += "seconds" in command
-            await asyncio.gather(*(engine.run(instance) for instance in due))
+            due = settings.instances
+            if isinstance(clock, _Ahead):
+                due = tuple(one for one in due if clock.ahead_s % one.every_s == 0)
+                clock.ahead_s += 1
+            async with asyncio.TaskGroup() as runs:  # as the scheduler starts them
+                for instance in due:
+                    runs.create_task(engine.run(instance))
             if due:
-                series = exposition.render().count(b"\nmonitor_pg_")
+                exposition.render()
+            if clock.monotonic() - flushed >= TICK_S:
+                await engine.flush()
+                flushed = clock.monotonic()
         await engine.flush()
+        series = exposition.render().count(b"\nmonitor_pg_")
         blind = {result.check: result.error for result in engine.latest.values() if result.outcome is Outcome.BLIND}
         return {"blind": blind, "series": series, "logins": _logins(outside) - before}
 

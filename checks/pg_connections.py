@@ -109,7 +109,7 @@ class Counts:
 
     @property
     def used(self) -> int:
-        return sum(number for _, number in self.by_state)
+        return sum([number for _, number in self.by_state])
 
     @property
     def established(self) -> int:
@@ -147,9 +147,11 @@ async def pg_connections(ctx: CheckContext, cfg: Config) -> Observed:
         raise blind
     if not findings and login.state is not LoginState.OK:
         raise CannotLook(f"the canary login of {ctx.service.name} is {_CANARY_BLIND.get(login.state, login.state.value)}: {login.detail}")
+    if known:
+        return Observed(_samples(counts, login), findings)
     good = login.state is LoginState.OK and not findings
     keep = {"at_s": ctx.clock.now().timestamp(), "duration_s": login.duration_s} if good else {}
-    return Observed(_samples(counts, login), findings, keep=None if known else keep)
+    return Observed(_samples(counts, login), findings, keep)
 
 
 def still_known(counts: Counts | None, kept: Kept | None, cfg: Config, *, now_s: float) -> Login | None:
@@ -171,7 +173,6 @@ _CANARY_BLIND = {
 
 def judge(counts: Counts | None, login: Login, cfg: Config, *, service: str) -> tuple[Finding, ...]:
     """What counts and canary mean together. Pure. Empty where they prove nothing bad, which is not yet proof of health."""
-    facts = _facts(counts, login)
     percent = counts.percent if counts else None
     kind = _kind_by_login(counts, login, cfg)
     if kind is None and percent is not None and percent >= cfg.warn_percent:
@@ -193,7 +194,7 @@ def judge(counts: Counts | None, login: Login, cfg: Config, *, service: str) -> 
         DATABASE_LIMIT: "the database's connection limit is reached",
     }
     labels = {"limit": _SCOPES[kind]} if kind in _SCOPES else {}
-    return (kind(f"{words[kind]}: {used} ({service})", labels=labels, facts=facts), *near)
+    return (kind(f"{words[kind]}: {used} ({service})", labels=labels, facts=_facts(counts, login)), *near)
 
 
 _SCOPES = {ROLE_LIMIT: "role", DATABASE_LIMIT: "database"}

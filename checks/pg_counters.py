@@ -1,6 +1,7 @@
 """What has each database been doing since the previous look: deadlocks, temporary files, rollbacks, cache misses, damaged pages?"""
 
 from collections.abc import Mapping
+from typing import Any
 
 from pydantic import Field
 
@@ -9,7 +10,6 @@ from checks.pg_epoch import Delta, kept_counters, since
 from checks.words import lasted, sized
 from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
 from monitor.plugins import CheckContext, PluginConfig, check, one_line
-from monitor.probes_contract import Row
 
 _LABEL = ("database",)
 COMMITS = Metric("monitor_pg_commits_total", "Transactions committed, by database.", _LABEL, "counter")
@@ -73,18 +73,19 @@ async def pg_counters(ctx: CheckContext, cfg: Config) -> Observed:
     (rows,) = await pg_sight.look(ctx.pg, (COUNTERS, {"top": TOP}))
     samples: list[Sample] = []
     findings: list[Finding] = []
+    before: Mapping[str, Any] = ctx.kept.value if ctx.kept else {}
+    keep = {}
     for row in rows:
-        name = one_line(row["database"], limit=63)
-        samples += _samples(row, name)
-        before = ctx.kept.value.get(row["database"]) if ctx.kept else None
-        delta = since(before, str(row["stats_reset"]), row["at_s"], _counters(row))
+        database, epoch, at_s = row["database"], str(row["stats_reset"]), row["at_s"]
+        counters = {column: float(row[column] or 0) for column in BY_COLUMN}
+        keep[database] = kept_counters(epoch, at_s, counters)
+        name = one_line(database, limit=63)
+        labels = (name,)
+        samples += [Sample(metric, labels, counters[column]) for column, metric in BY_COLUMN.items()]
+        delta = since(before.get(database), epoch, at_s, counters)
         if delta is not None:
             findings += judge(delta, cfg, database=name, service=ctx.service.name)
-    return Observed(
-        tuple(samples),
-        tuple(findings),
-        {row["database"]: kept_counters(str(row["stats_reset"]), row["at_s"], _counters(row)) for row in rows},
-    )
+    return Observed(tuple(samples), tuple(findings), keep)
 
 
 def judge(delta: Delta, cfg: Config, *, database: str, service: str) -> tuple[Finding, ...]:
@@ -121,14 +122,6 @@ def _shares(added: Mapping[str, float], cfg: Config, labels: Mapping[str, str], 
         summary = f"only {hit:.0f} % of {blocks:.0f} blocks were in the server's cache {place}"
         findings.append(CACHE(summary, labels=labels, value=hit))
     return findings
-
-
-def _samples(row: Row, name: str) -> list[Sample]:
-    return [BY_COLUMN[column](value, database=name) for column, value in _counters(row).items()]
-
-
-def _counters(row: Row) -> dict[str, float]:
-    return {name: float(row[name] or 0) for name in BY_COLUMN}
 
 
 COUNTERS = """

@@ -26,6 +26,7 @@ def since(before: object, epoch: str, at_s: float, counters: Mapping[str, float]
     if not isinstance(before, dict) or before.get("epoch") != epoch or at_s <= before.get("at_s", at_s):
         return None
     old = before["counters"]
-    if any(counters[name] < old.get(name, 0) for name in counters):
+    added = {name: number - old.get(name, number) for name, number in counters.items()}
+    if min(added.values(), default=0) < 0:
         return None
-    return Delta(at_s - before["at_s"], {name: counters[name] - old.get(name, counters[name]) for name in counters})
+    return Delta(at_s - before["at_s"], added)

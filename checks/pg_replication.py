@@ -76,7 +76,7 @@ async def pg_replication(ctx: CheckContext, cfg: Config) -> Observed:
     A lag in seconds is never that of an idle primary: while all that was received is replayed, it is 0.
     """
     assert ctx.pg is not None  # needs=("dsn",)
-    (state,), standbys, slots, (conflicts,) = await pg_sight.look(ctx.pg, STATE, SENDERS, pg_slots.SLOTS, CONFLICT_COUNTS)
+    (state,), standbys, slots = await pg_sight.look(ctx.pg, STATE, SENDERS, pg_slots.SLOTS)
     kept: Mapping[str, Any] = ctx.kept.value if ctx.kept else {}
     at_s = float(state["at_s"])
     for row in standbys:
@@ -84,8 +84,9 @@ async def pg_replication(ctx: CheckContext, cfg: Config) -> Observed:
     marks = kept.get("marks", {}) if kept.get("standby") == state["standby"] else {}
     marks = {name: mark(marks.get(name), reached, state["lsn"], at_s) for name, reached in _reached(state, standbys).items()}
     inactive = pg_slots.idle_since(slots, at_s, kept.get("inactive", {}))
-    counters = {reason: float(conflicts[reason]) for reason in REASONS}
-    keep = {"standby": state["standby"], "marks": marks, "inactive": inactive, "conflicts": kept_counters("", at_s, counters)}
+    counters = {reason: float(state[reason]) for reason in REASONS}
+    keep = {"standby": state["standby"], "marks": marks, "inactive": inactive}
+    keep |= {"conflicts": kept_counters("", at_s, counters)} if state["standby"] else {}
     service = ctx.service.name
     samples = pg_slots.samples(slots, TOP)
     if state["standby"]:
@@ -274,8 +275,13 @@ SELECT i.standby, CASE WHEN i.standby
        CASE WHEN pg_has_role(current_user, 'pg_read_all_settings', 'USAGE') THEN current_setting('primary_conninfo') <> '' END AS follows,
        r.status AS receiver, extract(epoch FROM clock_timestamp() - r.last_msg_receipt_time)::float8 AS silent_s,
        current_setting('synchronous_standby_names') AS sync_names, current_setting('synchronous_commit') AS sync_commit,
-       extract(epoch FROM clock_timestamp())::float8 AS at_s
-FROM (SELECT pg_is_in_recovery() AS standby) i LEFT JOIN pg_stat_wal_receiver r ON true
+       extract(epoch FROM clock_timestamp())::float8 AS at_s, c.tablespace, c.lock, c.snapshot, c.bufferpin, c.deadlock
+FROM (SELECT pg_is_in_recovery() AS standby) i LEFT JOIN pg_stat_wal_receiver r ON true CROSS JOIN (
+    SELECT coalesce(sum(confl_tablespace), 0)::bigint AS tablespace, coalesce(sum(confl_lock), 0)::bigint AS lock,
+           coalesce(sum(confl_snapshot), 0)::bigint AS snapshot, coalesce(sum(confl_bufferpin), 0)::bigint AS bufferpin,
+           coalesce(sum(confl_deadlock), 0)::bigint AS deadlock
+    FROM pg_stat_database_conflicts WHERE pg_is_in_recovery()
+) c
 """
 
 # A base backup that runs is no standby, though it looks like two of them.
@@ -289,11 +295,4 @@ SELECT r.application_name AS name, host(r.client_addr) AS client, r.state, r.syn
        extract(epoch FROM r.replay_lag)::float8 AS replay_s
 FROM pg_stat_replication r WHERE r.state <> 'backup' AND r.application_name <> 'pg_basebackup'
 ORDER BY coalesce(r.replay_lsn, r.flush_lsn) NULLS FIRST, r.application_name, r.pid LIMIT 100
-"""
-
-CONFLICT_COUNTS = """
-SELECT coalesce(sum(confl_tablespace), 0)::bigint AS tablespace, coalesce(sum(confl_lock), 0)::bigint AS lock,
-       coalesce(sum(confl_snapshot), 0)::bigint AS snapshot, coalesce(sum(confl_bufferpin), 0)::bigint AS bufferpin,
-       coalesce(sum(confl_deadlock), 0)::bigint AS deadlock
-FROM pg_stat_database_conflicts
 """

@@ -54,15 +54,16 @@ class Config(PluginConfig):
 async def pg_sizes(ctx: CheckContext, cfg: Config) -> Observed:
     """Measures every database and the biggest tables of this one, and compares with what they were up to a window ago."""
     assert ctx.pg is not None  # needs=("dsn",)
-    (databases,), tables = await asyncio.gather(pg_sight.look(ctx.pg, DATABASES), _tables(ctx.pg, cfg.top))
+    if cfg.top:
+        (databases,), tables = await asyncio.gather(pg_sight.look(ctx.pg, DATABASES), _tables(ctx.pg, cfg.top))
+    else:
+        (databases,), tables = await pg_sight.look(ctx.pg, DATABASES), []
     before = ctx.kept.value if ctx.kept else {}
     return judge(databases, tables, before, cfg, now_s=ctx.clock.now().timestamp(), service=ctx.service.name)
 
 
 async def _tables(pg: Postgres, top: int) -> list[Row]:
     """Measured, or as noted in the catalog where somebody takes an exclusive lock in the very moment."""
-    if not top:
-        return []
     try:
         return await pg.fetch(TABLES, {"top": top})
     except CannotLook:

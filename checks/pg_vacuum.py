@@ -4,7 +4,7 @@ from pydantic import Field
 
 from checks import pg_sight
 from checks.words import lasted
-from monitor.domain import Finding, FindingKind, Metric, Observed, Severity
+from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
 from monitor.plugins import CheckContext, PluginConfig, check, one_line
 from monitor.probes_contract import Row
 
@@ -58,9 +58,9 @@ async def pg_vacuum(ctx: CheckContext, cfg: Config) -> Observed:
 
 def judge(tables: list[Row], holders: list[Row], cfg: Config, *, service: str) -> Observed:
     """What the rows mean; the tables with the most pressure first, the oldest holder first. Pure."""
-    names = [_name(row) for row in tables]
-    samples = [DEAD(row["dead"], table=name) for name, row in zip(names, tables, strict=True)]
-    samples += [PRESSURE(row["pressure"], table=name) for name, row in zip(names, tables, strict=True)]
+    labels = [(_name(row),) for row in tables]
+    samples = [Sample(DEAD, of, float(row["dead"])) for of, row in zip(labels, tables, strict=True)]
+    samples += [Sample(PRESSURE, of, row["pressure"]) for of, row in zip(labels, tables, strict=True)]
     samples.append(DEAD(max(0, (tables[0]["all_dead"] if tables else 0) - sum(row["dead"] for row in tables)), table=OTHERS))
     oldest = {kind: max((row["age"] for row in holders if row["kind"] == kind), default=0) for kind in HOLDERS}
     samples += [XMIN_AGE(age, holder=kind) for kind, age in oldest.items()]

@@ -52,6 +52,10 @@ async def pg_wal(ctx: CheckContext, cfg: Config) -> Observed:
 
 def judge(row: Row, cfg: Config, *, rate: float | None, service: str) -> tuple[Finding, ...]:
     """What the row means; ``rate`` is bytes of WAL per second. Pure."""
+    fails = row["failing"] and (row["failing_s"] or 0) >= cfg.failing_after
+    is_behind, is_large = row["ready"] > cfg.ready_segments, row["bytes"] > cfg.size_factor * row["max_bytes"]
+    if not (fails or is_behind or is_large):
+        return ()
     facts = {
         "directory": f"{sized(row['bytes'])} in {row['segments']} files, max_wal_size {sized(row['max_bytes'])}",
         "waiting to be archived": f"{row['ready']} segments",
@@ -59,13 +63,13 @@ def judge(row: Row, cfg: Config, *, rate: float | None, service: str) -> tuple[F
     if rate is not None:
         facts["written"] = f"{sized(rate)} per second"
     findings = []
-    if row["failing"] and (row["failing_s"] or 0) >= cfg.failing_after:
+    if fails:
         since_when = f"for {lasted(row['unarchived_s'])}" if row["unarchived_s"] is not None else "ever"
         more = {"failed attempts": f"{row['failed_count']:,}", "look at": "archive_command in the server's log", **facts}
         findings.append(ARCHIVING_FAILS(f"no WAL has been archived {since_when} ({service})", facts=more, value=row["unarchived_s"]))
-    if row["ready"] > cfg.ready_segments:
+    if is_behind:
         findings.append(ARCHIVE_BEHIND(f"{row['ready']} WAL segments wait to be archived ({service})", facts=facts, value=row["ready"]))
-    if row["bytes"] > cfg.size_factor * row["max_bytes"]:
+    if is_large:
         why = {"look for": "replication slots that nobody reads (pg_replication_slots), failing archiving, wal_keep_size", **facts}
         summary = f"the WAL directory holds {sized(row['bytes'])}, {row['bytes'] / row['max_bytes']:.1f} times max_wal_size ({service})"
         findings.append(DIRECTORY_LARGE(summary, facts=why, value=row["bytes"] / row["max_bytes"]))

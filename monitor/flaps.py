@@ -31,11 +31,13 @@ class Flaps:
 
     def see(self, key: str, outcome: Outcome) -> None:
         """Take one more result into account."""
-        before = self.recent.get(key, ())
-        self.recent[key] = (*before[1 - RECENT_OUTCOMES :], outcome)
-        self._unsaved = self._unsaved or _swung(before) or _swung(self.recent[key])
-        was = key in self.flapping
-        if is_flapping(self.recent[key], was) is was:
+        before, was = self.recent.get(key, ()), key in self.flapping
+        after = (*before[1 - RECENT_OUTCOMES :], outcome)
+        if after == before and not was:  # as nearly always: all of a kind
+            return
+        self.recent[key] = after
+        self._unsaved = self._unsaved or _swung(before) or _swung(after)
+        if is_flapping(after, was) is was:
             return
         (self.flapping.discard if was else self.flapping.add)(key)
         log.info("check is calm again" if was else "check flaps: one alert stays open until it is calm", check=key)

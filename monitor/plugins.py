@@ -64,6 +64,9 @@ class Service:
     depends_on: tuple[str, ...] = ()
     """Names of the services without which this one cannot work."""
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # equal ones have equal names; a context is looked up by it at every run
+
 
 def one_line(text: str, *, limit: int = 200) -> str:
     """A stranger's text made fit to show: control, bidirectional and line-end characters become single spaces, the rest is cut."""

@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from operator import attrgetter
 
 from alerts.severity import rate
 from monitor.clock import Clock
 from monitor.config.settings import CheckInstance
-from monitor.domain import CheckResult, Finding, Observed, Outcome, Severity
+from monitor.domain import CheckResult, Finding, Observed, Outcome, Sample, Severity
 from monitor.errors import CannotLook
 from monitor.memory import Memory
 from monitor.plugins import AnyCheck, CheckContext, Kept, one_line
@@ -16,6 +17,10 @@ MAX_SAMPLES = 2000
 MAX_FINDINGS = 200
 MAX_ERROR_CHARS = 500
 MAX_FACTS = 50
+
+_NOTHING = Observed()
+_METRIC = attrgetter("metric")
+_SAMPLES = frozenset({Sample})
 
 
 class Runner:
@@ -30,21 +35,22 @@ class Runner:
     async def run(self, instance: CheckInstance) -> CheckResult:
         """Run once; returns no later than the instance's timeout. A check that ignores its cancellation is abandoned, one per instance."""
         started_at, started = self._clock.now(), self._clock.monotonic()
-        observed, error = Observed(), None
+        observed, error = _NOTHING, None
         orphan = self._orphans.get(instance.key)
         if orphan is not None and not orphan.done():
             error = "the previous run is still hanging and does not end when cancelled"
         else:
-            self._orphans.pop(instance.key, None)
+            if orphan is not None:
+                del self._orphans[instance.key]
             try:
                 observed = _storable(await self._within_deadline(instance))
                 _refuse_junk(instance.check, observed)
                 if observed.keep is not None:
                     self._memory.keep(instance, started_at, observed.keep)
             except CannotLook as exc:
-                observed, error = Observed(), str(exc)
+                observed, error = _NOTHING, str(exc)
             except Exception as exc:  # noqa: BLE001 - a plugin may raise anything; it is contained and named here
-                observed, error = Observed(), f"the check failed: {type(exc).__name__}: {exc}"
+                observed, error = _NOTHING, f"the check failed: {type(exc).__name__}: {exc}"
         outcome = Outcome.BLIND if error is not None else Outcome.FOUND if observed.findings else Outcome.OK
         result = CheckResult(
             instance=instance.key,
@@ -59,12 +65,10 @@ class Runner:
         return rate(result, instance.severities, started_at)
 
     async def _within_deadline(self, instance: CheckInstance) -> Observed:
-        run = instance.check.run(self._context(instance, self._memory.recall(instance)), instance.config)
         loop = asyncio.get_running_loop()
-        task = asyncio.ensure_future(run)
         ended = loop.create_future()
+        task = loop.create_task(_look(instance, self._context(instance, self._memory.recall(instance)), ended))
         deadline = loop.call_later(instance.timeout_s, _wake, ended)
-        task.add_done_callback(lambda _: _wake(ended))
         try:
             await ended
         except asyncio.CancelledError:
@@ -80,6 +84,13 @@ class Runner:
         self._orphans[instance.key] = task
         task.add_done_callback(_retrieve)
         raise CannotLook(f"no answer within its timeout of {instance.timeout_s:g} s")
+
+
+async def _look(instance: CheckInstance, context: CheckContext, ended: "asyncio.Future[None]") -> Observed:
+    try:
+        return await instance.check.run(context, instance.config)
+    finally:
+        _wake(ended)  # whoever waits goes on in the next turn of the loop, when this task is done
 
 
 def _wake(waiting: "asyncio.Future[None]") -> None:
@@ -99,10 +110,14 @@ def _refuse_junk(check: AnyCheck, observed: object) -> None:
         raise CannotLook(f"the check returned {type(observed).__name__} instead of Observed")
     if len(observed.samples) > MAX_SAMPLES or len(observed.findings) > MAX_FINDINGS:
         raise CannotLook(f"the check returned more than {MAX_SAMPLES} samples or {MAX_FINDINGS} findings")
-    metrics = {id(sample.metric): sample.metric for sample in observed.samples}  # few, where hashing each would cost
-    declared = set(map(id, check.metrics))
+    if not _SAMPLES.issuperset(map(type, observed.samples)):
+        raise CannotLook("the check returned a sample that was not made by calling one of its metrics")
+    strange = set(map(id, map(_METRIC, observed.samples)))  # by identity: few, where hashing each would cost
+    strange.difference_update(map(id, check.metrics))
+    if not strange and not observed.findings:
+        return
     undeclared = sorted(
-        {metric.name for place, metric in metrics.items() if place not in declared and metric not in check.metrics}
+        {sample.metric.name for sample in observed.samples if id(sample.metric) in strange and sample.metric not in check.metrics}
         | {finding.kind.name for finding in observed.findings if finding.kind not in check.finds}
     )
     if undeclared:

@@ -122,13 +122,18 @@ class Stretches:
         if shape is None:
             shape = self._shapes[key] = shape_of(instance)
         stands = self._open.get(key)
-        seen = _seen(result)
-        on_time = stands is not None and at >= stands.last_at  # the clock may have been set back
-        if stands is not None and on_time and stands.outcome is result.outcome and stands.shape == shape and _same(stands, seen, at):
-            stands.add(at)
-            (self._grown if quiet or stands.runs > EARLY else self._changed).add(key)
-            return
+        seen = _seen(result) if result.observed.findings else ()
         if stands is not None:
+            on_time = at >= stands.last_at  # the clock may have been set back
+            if (
+                on_time
+                and stands.outcome is result.outcome
+                and stands.shape == shape
+                and (not (seen or stands.seen) or _same(stands, seen, at))
+            ):
+                stands.add(at)
+                (self._grown if quiet or stands.runs > EARLY else self._changed).add(key)
+                return
             self._ended.append(stands.as_stretch(key))
         self._open[key] = _Open(at, at, 1, result.outcome, seen, result.error or "", "", shape, stands is None)
         self._changed.add(key)
@@ -171,8 +176,6 @@ def _one(judged: Finding, raw: Finding) -> Seen:
 
 
 def _same(stands: _Open, seen: tuple[Seen, ...], at: datetime) -> bool:
-    if not seen and not stands.seen:
-        return True
     if [one.identity for one in seen] != [one.identity for one in stands.seen]:
         return False
     return at - stands.first_at < VALUE_SETTLES or all(map(_in_band, stands.seen, seen))

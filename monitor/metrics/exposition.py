@@ -80,7 +80,7 @@ class Exposition:
     def record(self, result: CheckResult) -> None:
         """Make ``result`` all there is to show of its instance: samples of a subject that is gone vanish."""
         samples = result.observed.samples
-        series = [(sample.metric, sample.labels) for sample in samples]
+        series = [sample[:2] for sample in samples]
         layout = self._layouts.get(result.instance)
         if layout is None or layout.series != series:
             self._lay_out(result, series)

@@ -23,6 +23,8 @@ PREPARED_AT_MOST = 200
 _STALE = (errors.InvalidSqlStatementName, errors.FeatureNotSupported)
 """A table has changed since its statement was planned ("cached plan must not change result type"), or an error left out the planning."""
 
+_ROWS, _DONE, _FAILED = pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.FATAL_ERROR
+
 _LAST_WORDS = (b"FATAL", b"PANIC")
 """After these the server closes the connection: it was ended by an administrator, or goes down."""
 
@@ -33,11 +35,19 @@ Asked = Sequence[tuple[Statement, Mapping[str, object]]]
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """What one caller asks, and the place of its answer: rows of each statement, or the error that ended it."""
+    """What one caller asks, one statement at least, and the place of its answer: rows of each statement, or the error that ended it."""
 
     asked: Asked
     answer: "asyncio.Future[list[list[Row]]]"
     sent: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Plan:
+    """A statement that the server keeps planned, and what its rows look like as soon as that is known."""
+
+    name: bytes
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -48,7 +58,7 @@ class _Step:
     values: Sequence[object]
     types: tuple[int, ...]
     formats: Sequence[pq.Format]
-    name: bytes | None = None
+    plan: _Plan | None = None
     results: int = 1
     """Results that it will bring: two when it is prepared on the way."""
     rows: list[Row] | None = None
@@ -62,14 +72,6 @@ class _Sent:
     own: list[_Step]
     """Of the steps, those that are sent for this request itself."""
 
-    @property
-    def must_be_asked_again(self) -> bool:
-        """Whether it says nothing yet: left out after an error of another, or planned for what has changed since."""
-        for step in self.steps:
-            if step.rows is None:
-                return step.error is None or isinstance(step.error, _STALE)
-        return False
-
 
 class Exchange:
     """One connection's pipeline, and what is prepared on it. One :meth:`run` at a time, and no cursor meanwhile."""
@@ -78,8 +80,7 @@ class Exchange:
         self._connection = connection
         self._pg = connection.pgconn
         self._adapt = Transformer(connection)
-        self._prepared: dict[tuple[bytes, tuple[int, ...]], bytes] = {}
-        self._columns: dict[bytes, tuple[str, ...]] = {}
+        self._plans: dict[tuple[bytes, tuple[int, ...]], _Plan] = {}
         self._named = 0
 
     async def run(self, requests: Sequence[Request]) -> None:
@@ -97,16 +98,14 @@ class Exchange:
                 for step in one.own:
                     self._queue(step)
             self._pg.pipeline_sync()
-        again = []
+        again: list[Request] = []
         for transaction in transactions:
             for one in transaction:
-                await self._receive(one)
-            await self._result()  # the end of the transaction
-            for one in transaction:
-                if not alone and one.must_be_asked_again:
-                    again.append(one.request)
-                else:
-                    self._resolve(one)
+                for step in one.own:
+                    await self._receive(step)
+            await self._until_come()
+            self._next()  # the end of the transaction
+            again += [one.request for one in transaction if not self._settle(one, alone=alone)]
         return again
 
     # --- sending -----------------------------------------------------------------------------------------------------
@@ -116,18 +115,19 @@ class Exchange:
         by_first: dict[object, list[_Sent]] = {}
         for request in requests:
             request.sent = True
+            first, params = request.asked[0]
+            begin = request if alone or params or not isinstance(first, str) else first
+            transaction = by_first.get(begin)
             try:
-                steps = [self._encode(*one) for one in request.asked]
+                own = [self._encode(sql, values) for sql, values in (request.asked[1:] if transaction else request.asked)]
             except (psycopg.Error, UnicodeError, KeyError) as exc:  # a value or name that cannot be written
                 if not request.answer.done():
                     request.answer.set_exception(exc)
                 continue
-            shares = bool(steps) and not steps[0].values and not alone
-            transaction = by_first.setdefault(steps[0].query if shares else request, [])
             if transaction:
-                transaction.append(_Sent(request, [transaction[0].steps[0], *steps[1:]], steps[1:]))
+                transaction.append(_Sent(request, [transaction[0].steps[0], *own], own))
             else:
-                transaction.append(_Sent(request, steps, steps))
+                by_first[begin] = [_Sent(request, own, own)]
         return list(by_first.values())
 
     def _encode(self, sql: Statement, params: Mapping[str, object]) -> _Step:
@@ -140,72 +140,87 @@ class Exchange:
 
     def _queue(self, step: _Step) -> None:
         key = (step.query, step.types)
-        step.name = self._prepared.get(key)
-        if step.name is None:
-            if len(self._prepared) >= PREPARED_AT_MOST:
+        step.plan = self._plans.get(key)
+        if step.plan is None:
+            if len(self._plans) >= PREPARED_AT_MOST:
                 self._pg.send_query_params(step.query, step.values, step.types, step.formats)  # type: ignore[arg-type]
                 return
             self._named += 1
-            step.name = self._prepared[key] = b"monitor_%d" % self._named
-            self._pg.send_prepare(step.name, step.query, step.types)
+            step.plan = self._plans[key] = _Plan(b"monitor_%d" % self._named)
+            self._pg.send_prepare(step.plan.name, step.query, step.types)
             step.results = 2
-        self._pg.send_query_prepared(step.name, step.values, step.formats)  # type: ignore[arg-type]
+        self._pg.send_query_prepared(step.plan.name, step.values, step.formats)  # type: ignore[arg-type]
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 
-    async def _receive(self, one: _Sent) -> None:
-        for step in one.own:
-            for number in range(step.results):
-                result = await self._result()
-                if result is not None:
-                    self._take(step, result, is_plan=number < step.results - 1)
-                    await self._result()  # the end of this command
+    async def _receive(self, step: _Step) -> None:
+        pg = self._pg
+        for number in range(step.results):
+            if pg.is_busy():
+                await self._until_come()
+            result = self._next()
+            if result is not None:
+                self._take(step, result, is_plan=number < step.results - 1)
+                if pg.is_busy():
+                    await self._until_come()
+                pg.get_result()  # the end of this command
 
     def _take(self, step: _Step, result: pq.abc.PGresult, *, is_plan: bool) -> None:
         status = result.status
-        if status == pq.ExecStatus.TUPLES_OK:
+        if status == _ROWS:
             try:
-                step.rows = self._rows(step, result)
+                step.rows = self._rows(step, result) if result.ntuples else []
             except (psycopg.Error, UnicodeError) as exc:
                 step.error = exc
-        elif status == pq.ExecStatus.COMMAND_OK:
+        elif status == _DONE:
             if not is_plan:
                 step.rows = []
         else:  # an error, or left out after one
-            if status == pq.ExecStatus.FATAL_ERROR and step.error is None:
+            if status == _FAILED and step.error is None:
                 step.error = errors.error_from_result(result)
             if is_plan or isinstance(step.error, _STALE):
-                self._prepared.pop((step.query, step.types), None)
+                self._plans.pop((step.query, step.types), None)
 
     def _rows(self, step: _Step, result: pq.abc.PGresult) -> list[Row]:
-        columns = self._columns.get(step.name or b"")
-        if columns is None:
+        columns = step.plan.columns if step.plan else ()
+        if not columns:
             columns = tuple((result.fname(number) or b"").decode() for number in range(result.nfields))
-            if step.name:
-                self._columns[step.name] = columns
+            if step.plan:
+                step.plan.columns = columns
         self._adapt.set_pgresult(result)
         return self._adapt.load_rows(0, result.ntuples, lambda values: dict(zip(columns, values, strict=True)))
 
-    def _resolve(self, one: _Sent) -> None:
-        answer = one.request.answer
-        if answer.done():  # the caller has left
-            return
-        error = next((step.error for step in one.steps if step.error is not None), None)
-        if error is not None:
-            answer.set_exception(error)
-        else:
-            answer.set_result([list(map(dict, step.rows or ())) if step not in one.own else step.rows or [] for step in one.steps])
+    def _settle(self, one: _Sent, *, alone: bool) -> bool:
+        """Answer the request. False when it must be asked again: left out after an error of another, or planned for what has changed."""
+        answers = [step.rows for step in one.steps if step.rows is not None]
+        if len(answers) < len(one.steps):
+            error = next(step.error for step in one.steps if step.rows is None)
+            if not alone and (error is None or isinstance(error, _STALE)):
+                return False
+            if not one.request.answer.done():  # unless the caller has left
+                one.request.answer.set_exception(error or psycopg.DatabaseError("the statement was left out"))
+            return True
+        if len(one.own) < len(answers):  # what is shared, each gets for itself
+            answers[0] = list(map(dict, answers[0]))
+        if not one.request.answer.done():
+            one.request.answer.set_result(answers)
+        return True
 
-    async def _result(self) -> pq.abc.PGresult | None:
+    def _next(self) -> pq.abc.PGresult | None:
+        """The next result, which has come. Raises ``psycopg.OperationalError`` when there will be no other."""
+        result = self._pg.get_result()
+        if result is None or result.status == _FAILED:
+            if result is not None and result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED) in _LAST_WORDS:
+                self._pg.finish()
+            if self._pg.status != pq.ConnStatus.OK:
+                raise psycopg.OperationalError("the server closed the connection")
+        return result
+
+    async def _until_come(self) -> None:
+        """Until the next result has come as a whole."""
         while self._pg.is_busy():
             await self._until_ready(writing=self._pg.flush() == 1)
             self._pg.consume_input()
-        result = self._pg.get_result()
-        if result is not None and result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED) in _LAST_WORDS:
-            self._pg.finish()
-        if self._pg.status != pq.ConnStatus.OK:
-            raise psycopg.OperationalError("the server closed the connection")
-        return result
 
     async def _until_ready(self, *, writing: bool) -> None:
         """Until there is something to read, or room for what is still to be written."""

@@ -109,6 +109,8 @@ class PgSentinel:
         """
         if self._closed:
             raise CannotLook(f"{self._where.place}: the connection was closed")
+        if not statements:
+            return []
         loop = asyncio.get_running_loop()
         request = Request(statements, loop.create_future())
         self._waiting.append(request)

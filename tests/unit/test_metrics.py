@@ -5,7 +5,7 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -59,6 +59,30 @@ def test_a_result_becomes_series_with_its_subject_first() -> None:
     assert found[key("monitor_check_last_run_timestamp_seconds", check="health", service="auth")] == AT.timestamp()
     assert found[key("monitor_check_runs_total", check="health", service="auth", outcome="ok")] == 1
     assert any(name == "monitor_build_info" and ("version", "1.2.3") in labels for name, labels in found)
+
+
+SOME_SAMPLES = st.lists(
+    st.builds(LATENCY, st.integers(0, 2), phase=st.sampled_from(["dns", "wait"]))
+    | st.builds(USED, st.integers(0, 2), state=st.sampled_from(["idle", "active"])),
+    max_size=6,
+).map(tuple)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(SOME_SAMPLES, st.sampled_from(Outcome), st.booleans()), min_size=1, max_size=8))
+def test_what_is_shown_is_the_latest_result_whatever_came_before(runs: list[tuple[tuple[Sample, ...], Outcome, bool]]) -> None:
+    exposition = Exposition("1")
+    for samples, outcome, is_scraped in runs:
+        exposition.record(result(*samples, outcome=outcome))
+        if is_scraped:
+            exposition.render()
+    alone = Exposition("1")
+    alone.record(result(*samples, outcome=outcome))
+    counted = ("monitor_check_runs_total", "monitor_series_dropped_total")
+    shown, wanted = ({name: value for name, value in series(one).items() if name[0] not in counted} for one in (exposition, alone))
+    assert shown == wanted
+    runs_by_outcome = {of: series(exposition)[key(counted[0], check="health", service="auth", outcome=of)] for of in Outcome}
+    assert runs_by_outcome == {of: sum(of is outcome for _, outcome, _ in runs) for of in Outcome}
 
 
 def test_each_family_stands_once_with_help_and_type() -> None:

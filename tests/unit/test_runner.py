@@ -43,6 +43,10 @@ async def undeclared(_: CheckContext) -> Observed:
     return Observed(samples=(Metric("monitor_other", "x")(1),), findings=(other("x"),))
 
 
+async def no_sample(_: CheckContext) -> Observed:
+    return Observed(samples=((UP, (), 1.0),))  # type: ignore[arg-type]
+
+
 async def wrong_severity(_: CheckContext) -> Observed:
     return Observed(findings=(DOWN("x", severity="P1"),))  # type: ignore[arg-type]
 
@@ -77,6 +81,7 @@ async def cancels_itself(_: CheckContext) -> Observed:
         (cannot, Outcome.BLIND, "grant pg_monitor to mon"),
         (junk, Outcome.BLIND, "the check returned dict instead of Observed"),
         (undeclared, Outcome.BLIND, "the check returned what it did not declare: Other, monitor_other"),
+        (no_sample, Outcome.BLIND, "a sample that was not made by calling one of its metrics"),
         (wrong_severity, Outcome.BLIND, "of the wrong type"),
         (no_facts, Outcome.BLIND, "not pairs of texts"),
         (no_text, Outcome.BLIND, "of the wrong type"),
