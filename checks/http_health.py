@@ -204,22 +204,20 @@ def _facts(answer: HttpAnswer, url: str, *, reason: str = "") -> dict[str, str]:
     return {name: value for name, value in facts.items() if value}
 
 
-def _named(phases: HttpPhases) -> dict[str, float]:
-    return {
-        "dns": phases.dns_s,
-        "connect": phases.connect_s,
-        "tls": phases.tls_s,
-        "wait": phases.wait_s,
-        "transfer": phases.transfer_s,
-    }
+_PHASES = (("dns",), ("connect",), ("tls",), ("wait",), ("transfer",))
+"""As label values, made once: every probe has these samples."""
+
+
+def _spent(phases: HttpPhases) -> tuple[float, ...]:
+    return phases.dns_s, phases.connect_s, phases.tls_s, phases.wait_s, phases.transfer_s
 
 
 def _durations(phases: HttpPhases) -> tuple[Sample, ...]:
-    return tuple(DURATION(seconds, phase=name) for name, seconds in _named(phases).items())
+    return tuple([Sample(DURATION, labels, seconds) for labels, seconds in zip(_PHASES, _spent(phases), strict=True)])
 
 
 def _slowest(phases: HttpPhases) -> str:
-    name, seconds = max(_named(phases).items(), key=lambda item: item[1])
+    (name,), seconds = max(zip(_PHASES, _spent(phases), strict=True), key=lambda item: item[1])
     return f"{name} {_seconds(seconds)}"
 
 
