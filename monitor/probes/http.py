@@ -66,6 +66,9 @@ class CurlProbe:
         await asyncio.to_thread(self._curl.close)
 
     def _give_up(self, exchange: "_Exchange") -> None:
+        if exchange.is_over:  # it is our own loop that comes to it late
+            exchange.resolve()
+            return
         self._curl.cancel(exchange)
         exchange.fail(CannotLook(exchange.late_because()))
 
@@ -117,6 +120,10 @@ class _Exchange:
         self._outcome: HttpAnswer | HttpFailure | CannotLook | None = None
 
     # --- in the event loop -------------------------------------------------------------------------------------------
+
+    @property
+    def is_over(self) -> bool:
+        return self._outcome is not None
 
     def resolve(self) -> None:
         """Hand the outcome to whoever waits."""
