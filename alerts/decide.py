@@ -13,7 +13,7 @@ from alerts.escalation import join
 from alerts.fingerprint import fingerprint
 from alerts.muting import Muting, muted_by
 from alerts.oncall import People
-from alerts.opening import Opening, evidence_from
+from alerts.opening import Opening, evidence_from, history_lines
 from monitor.domain import (
     Alert,
     AlertPolicy,
@@ -299,10 +299,8 @@ def _grow(incident: Incident, news: Iterable[Alert], firing: Iterable[Alert], po
     news, firing = tuple(news), tuple(firing)
     settled = settle(incident, firing, policy, now)
     incident = settled.incidents[-1] if settled.incidents else incident
-    entries = tuple(
-        TimelineEntry(incident.id, now, "alert", f"{'also' if alert.state is AlertState.FIRING else 'cleared'}: {alert.summary}")
-        for alert in news
-    )
+    lines = history_lines(news, lambda alert: "also" if alert.state is AlertState.FIRING else "cleared")
+    entries = tuple(TimelineEntry(incident.id, now, "alert", text) for text in lines)
     doubtful = any(alert.doubts and alert.home == incident.group for alert in firing)
     proven = [alert for alert in news if alert.home == incident.group or not doubtful]
     worse = [alert for alert in proven if alert.state is AlertState.FIRING and alert.severity < incident.severity]

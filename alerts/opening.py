@@ -1,6 +1,7 @@
 """How incidents begin: what is first known of them, and who hears at once. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -24,6 +25,9 @@ from monitor.domain import (
 )
 
 EVIDENCE_LINES = 8
+MOST_LINES = 3
+"""Alerts that get a line each in an incident's history when they come at once; more share one, with the first ``MOST_NAMED`` named."""
+MOST_NAMED = 10
 _NO_PROMISE = ResponsePolicy()
 _NOT_BEGUN = Ascent(0, (), None, None, (), ())
 
@@ -44,7 +48,8 @@ class Opening:
         """The incident of a group that begins to fire. It tells nobody while all of the group's own alerts are muted."""
         worst = firing[0] if len(firing) == 1 else min(firing, key=lambda alert: (alert.severity, alert.fingerprint))
         id_ = incident_id(group, self.now)
-        entries = tuple([TimelineEntry(id_, self.now, "opened", f"{alert.severity.name}: {alert.summary}") for alert in firing])
+        lines = history_lines(firing, lambda alert: alert.severity.name)
+        entries = tuple([TimelineEntry(id_, self.now, "opened", text) for text in lines])
         reasons = muted_by(firing, group, self.muting, self.now)
         if reasons:
             silent = self._incident(id_, group, worst, _NOT_BEGUN)
@@ -91,6 +96,19 @@ class Opening:
 def evidence_from(alert: Alert) -> tuple[str, ...]:
     """What was seen, as lines."""
     return tuple([f"{name}: {value}" for name, value in alert.facts[:EVIDENCE_LINES]])
+
+
+def history_lines(news: Sequence[Alert], word: Callable[[Alert], str]) -> list[str]:
+    """What is written of alerts in an incident's history: a line each, or when many come at once, one line for each word."""
+    if len(news) <= MOST_LINES:
+        return [f"{word(alert)}: {alert.summary}" for alert in news]
+    said: dict[str, list[str]] = defaultdict(list)
+    for alert in news:
+        said[word(alert)].append(alert.summary)
+    return [
+        f"{before}: {'; '.join(texts[:MOST_NAMED])}{f'; and {len(texts) - MOST_NAMED} more' if len(texts) > MOST_NAMED else ''}"
+        for before, texts in said.items()
+    ]
 
 
 def _value(labels: Labels, wanted: str, otherwise: str) -> str:

@@ -3,11 +3,12 @@
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 from alerts.decide import Known, Policy, fold
 from alerts.fingerprint import fingerprint
-from monitor.domain import Alert, AlertState, Decision, Labels, Severity, pairs
-from monitor.plugins import one_line
+from monitor.domain import Alert, AlertState, Decision, Labels, Severity
+from monitor.plugins import are_lines, one_line
 
 INSTANCE = "alertmanager"
 """What foreign alerts have in place of a check instance."""
@@ -59,12 +60,11 @@ def service_of(labels: Mapping[str, str]) -> str:
 
 def accept(posted: PostedAlert, policy: PostedPolicy, guides: Container[str], now: datetime) -> Alert:
     """The alert that one posting stands for. Raises ``ValueError`` in plain words when it is not acceptable."""
-    labels = {name: text.replace("\0", "\ufffd") for name, text in posted.labels.items() if text}
-    annotations = {name: text.replace("\0", "\ufffd") for name, text in posted.annotations.items() if text}
+    labels, annotations = _words(posted.labels), _words(posted.annotations)
     if not labels:
         raise ValueError("at least one label pair required")
-    bad = next((name for name in (*labels, *annotations) if not (name.isascii() and name.isidentifier())), None)
-    if bad is not None:
+    if not all(map(_is_name, labels)) or not all(map(_is_name, annotations)):
+        bad = next(name for name in (*labels, *annotations) if not _is_name(name))
         raise ValueError(f"invalid label name {bad[:80]!r}")
     if len(labels) + len(annotations) > MOST_LABELS or sum(map(len, (*labels.values(), *annotations.values()))) > MOST_CHARS:
         raise ValueError(f"more than {MOST_LABELS} labels and annotations, or more than {MOST_CHARS} characters in them")
@@ -74,7 +74,7 @@ def accept(posted: PostedAlert, policy: PostedPolicy, guides: Container[str], no
     ends_at = posted.ends_at or now + policy.resolve_after
     if ends_at < starts_at:
         raise ValueError("start time must be before end time")
-    group, identity, words = policy.group_of(labels), pairs(labels), pairs(annotations)
+    group, identity, words = policy.group_of(labels), tuple(sorted(labels.items())), tuple(sorted(annotations.items()))
     said = annotations.get("summary") or annotations.get("description") or annotations.get("message") or ""
     over = ends_at <= now
     code = labels.get("incident")
@@ -147,7 +147,22 @@ def merge(old: Alert, new: Alert, now: datetime) -> Alert:
     )
 
 
+def _words(sent: Mapping[str, str]) -> Mapping[str, str]:
+    """Labels or annotations that say something, without what no database stores."""
+    if all(sent.values()) and "\0" not in "".join(sent.values()):
+        return sent
+    return {name: text.replace("\0", "\ufffd") for name, text in sent.items() if text}
+
+
+@lru_cache(maxsize=4096)
+def _is_name(name: str) -> bool:
+    return name.isascii() and name.isidentifier()
+
+
 def _facts(labels: Labels, annotations: Labels) -> Labels:
     """What is shown as evidence: the annotations that are not shown elsewhere, then the labels."""
-    told = [(name, one_line(text)) for name, text in annotations if name not in {"summary", "runbook_url"}]
-    return (*told, *((name, one_line(text)) for name, text in labels if name not in {"alertname", "severity"}))
+    told = [pair for pair in annotations if pair[0] != "summary" and pair[0] != "runbook_url"]
+    told += [pair for pair in labels if pair[0] != "alertname" and pair[0] != "severity"]
+    if are_lines([text for _, text in told]):
+        return tuple(told)
+    return tuple((name, one_line(text)) for name, text in told)

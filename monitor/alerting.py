@@ -12,7 +12,7 @@ from monitor.digested import acknowledge_digest, members
 from monitor.domain import Alert, Matcher, Silence, TimelineEntry, is_digest_key
 from monitor.engine import Engine, acknowledge
 from monitor.errors import UsageError
-from monitor.intake import Intake
+from monitor.intake import Done, Intake
 from monitor.store import Store, StoreThread
 
 
@@ -36,9 +36,9 @@ class Alerting:
     def now(self) -> datetime:
         return self._clock.now()
 
-    async def post(self, body: bytes) -> tuple[str, ...]:
-        """Store foreign alerts, in Alertmanager's form. Returns why some of them were not acceptable. Raises ``UsageError``."""
-        return await self._intake.post(body)
+    def take(self, body: bytes, done: Done) -> None:
+        """Store foreign alerts, in Alertmanager's form; ``done`` hears of it. Raises ``UsageError``."""
+        self._intake.take(body, done)
 
     async def acknowledge(self, key: str, who: str, note: str = "") -> int:
         """Take an incident, or every incident of a digest that nobody has, from whatever door. Returns how many. Raises ``UsageError``."""

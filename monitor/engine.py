@@ -37,7 +37,7 @@ MAX_SETTLED = 100_000
 CHANGED_AT_ONCE = 500
 """Incidents."""
 MOST_SAID = 20
-"""Lines of incidents' histories that one decision logs; all of them are stored."""
+"""Lines of incidents' histories that one decision logs, and one about alerts that joined or left; all of them are stored."""
 MAX_UNSAVED = 100_000
 """Results kept for the history while the store cannot be written; the oldest are dropped first."""
 
@@ -316,10 +316,13 @@ class Engine:
             self.firing.pop(alert.fingerprint, None)
             if alert.state is AlertState.FIRING and alert.instance != INSTANCE:
                 self.firing[alert.fingerprint] = alert.severity
-        for entry in decided.timeline[:MOST_SAID]:
+        said = [entry for entry in decided.timeline if entry.kind != "alert"]
+        joined = [entry for entry in decided.timeline if entry.kind == "alert"]
+        for entry in (*said[:MOST_SAID], *joined[:1]):
             log.info("incident", incident=entry.incident_id, event_kind=entry.kind, text=entry.text)
-        if len(decided.timeline) > MOST_SAID:
-            log.info("incidents", more=len(decided.timeline) - MOST_SAID, text="many at once: their histories tell the rest")
+        more = len(decided.timeline) - len(said[:MOST_SAID]) - len(joined[:1])
+        if more:
+            log.info("incidents", more=more, text="many at once: their histories tell the rest")
         if decided.intents:
             self.wake_delivery()
 

@@ -30,6 +30,8 @@ BATCH_ALERTS = 2_000
 """Most alerts committed at once: a batch must not keep checks waiting for the store."""
 MOST_WAITING = 100_000
 """Alerts accepted and not yet durable; more are refused, and the sender tries again."""
+GATHER_MS = 10
+"""Longest wait of a request for others to be committed with."""
 LAPSE_EVERY_S = 1.0
 LAPSE_WAITS_S = 10.0
 """How long ends wait while more is posted than can be stored."""
@@ -41,12 +43,20 @@ class IntakeFull(StoreError):
     """More alerts wait to be stored than may."""
 
 
+class IntakeStopped(StoreError):
+    """The monitor is being stopped; whether these alerts were stored is not known."""
+
+
+Done = Callable[[Sequence[str], StoreError | None], None]
+"""Hears, once a request's alerts are durable, why some of them were not acceptable; or why none could be stored."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     """One request, and why some of its alerts are not acceptable."""
 
     postings: Sequence[Posting]
-    done: "asyncio.Future[None]"
+    done: Done
     refused: list[str] = field(default_factory=list)
 
 
@@ -68,19 +78,33 @@ class Intake:
         self.received = 0
         """Alerts made durable since the start."""
 
-    async def post(self, body: bytes) -> tuple[str, ...]:
-        """Store the acceptable alerts of a request. Returns why the others are not. Raises ``UsageError``, ``StoreError``."""
+    def take(self, body: bytes, done: Done) -> None:
+        """Store the acceptable alerts of a request. Raises ``UsageError`` or ``StoreError`` when none of them will be; else calls ``done``."""
         postings = read_postings(body, self._picture.knows)
         if not postings:
-            return ()
+            done((), None)
+            return
         if self._queued + len(postings) > MOST_WAITING:
             raise IntakeFull(f"{self._queued} alerts wait to be stored")
-        waiting = _Waiting(postings, asyncio.get_running_loop().create_future())
-        self._queue.append(waiting)
+        if not self._queue:
+            self._wake.set()
+        self._queue.append(_Waiting(postings, done))
         self._queued += len(postings)
-        self._wake.set()
-        await waiting.done
-        return tuple(waiting.refused)
+
+    async def post(self, body: bytes) -> tuple[str, ...]:
+        """The same, waited for. Returns why some alerts were not acceptable."""
+        answer: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()
+
+        def done(refused: Sequence[str], failed: StoreError | None) -> None:
+            if answer.done():
+                return
+            if failed is None:
+                answer.set_result(tuple(refused))
+            else:
+                answer.set_exception(failed)
+
+        self.take(body, done)
+        return await answer
 
     async def serve(self) -> None:
         """Commit what waits, all that fits in one transaction; while one commits, the next batch gathers."""
@@ -90,14 +114,14 @@ class Intake:
                 if not self._queue:
                     await self._wait(next_lapse - self._clock.monotonic())
                 if self._queue:
+                    await self._gather()
                     await self._commit(self._take())
                 late_s = self._clock.monotonic() - next_lapse
                 if late_s >= (LAPSE_WAITS_S if self._queue else 0):  # what waits may say that an alert goes on
                     await self.lapse_due()
                     next_lapse = self._clock.monotonic() + LAPSE_EVERY_S
         finally:
-            for waiting in self._queue:
-                waiting.done.cancel()
+            _tell(self._queue, IntakeStopped("the monitor is being stopped"))
 
     async def _wait(self, seconds: float) -> None:
         """Until something is posted, or so long."""
@@ -105,6 +129,16 @@ class Intake:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, seconds)):
                 await self._wake.wait()
+
+    async def _gather(self) -> None:
+        """Let come what comes now: until a millisecond brings nothing more, and not for long. One commit costs as much as ten posts."""
+        for _ in range(GATHER_MS):
+            before = self._queued
+            if before >= BATCH_ALERTS:
+                return
+            await asyncio.sleep(0.001)
+            if self._queued == before:
+                return
 
     def _take(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
@@ -120,19 +154,14 @@ class Intake:
         try:
             self._engine.announce(await self._thread(self._store_batch, batch))
         except StoreError as exc:
-            for waiting in batch:
-                if not waiting.done.done():
-                    waiting.done.set_exception(exc)
             log.error("alerts cannot be stored; their senders are told", alerts=_count(batch), error=str(exc))
+            _tell(batch, exc)
             return
         except asyncio.CancelledError:
-            for waiting in batch:
-                waiting.done.cancel()
+            _tell(batch, IntakeStopped("the monitor is being stopped"))
             raise
         self.received += _count(batch)
-        for waiting in batch:
-            if not waiting.done.done():
-                waiting.done.set_result(None)
+        _tell(batch, None)
 
     def _store_batch(self, batch: list[_Waiting]) -> Decision:
         """On the store's thread: what these postings change, committed."""
@@ -236,6 +265,11 @@ class _Sorting:
                 self._whole.append((posting, accept(posting.read(), self._policy, self._guides, self._now)))
             except ValueError as exc:
                 waiting.refused.append(str(exc))
+
+
+def _tell(requests: Iterable[_Waiting], failed: StoreError | None) -> None:
+    for waiting in requests:
+        waiting.done(waiting.refused, failed)
 
 
 def _count(batch: Iterable[_Waiting]) -> int:

