@@ -297,7 +297,7 @@ def _is_news(old: Alert | None, new: Alert) -> bool:
 def _grow(incident: Incident, news: Iterable[Alert], firing: Iterable[Alert], policy: Policy, now: datetime) -> Decision:
     """Attach news to an open incident; when the severity rose, the worse severity's chain starts anew and asks again."""
     news, firing = tuple(news), tuple(firing)
-    settled = settle(incident, firing, policy, now)
+    settled = settle(incident, firing, policy, now) if incident.muted or policy.muting else Decision()
     incident = settled.incidents[-1] if settled.incidents else incident
     lines = history_lines(news, lambda alert: "also" if alert.state is AlertState.FIRING else "cleared")
     entries = tuple(TimelineEntry(incident.id, now, "alert", text) for text in lines)

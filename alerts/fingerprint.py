@@ -15,9 +15,12 @@ def fingerprint(labels: Labels) -> str:
 
     Source: Alertmanager's ``model.LabelSet.Fingerprint``; a test asks the real one.
     """
-    text = b"".join([part.encode(errors="replace") + b"\xff" for pair in sorted(labels) for part in pair])
-    value, prime, mask = _OFFSET, _PRIME, _MASK  # local names: a storm hashes megabytes
-    for byte in text:
+    text = b"\xff".join([part.encode(errors="replace") for pair in sorted(labels) for part in pair]) + b"\xff"
+    value, prime, mask = _OFFSET, _PRIME, _MASK  # local names, and four bytes at once: a storm hashes megabytes
+    fours = iter(text[: len(text) & ~3])
+    for one, two, three, four in zip(fours, fours, fours, fours, strict=True):  # the lower 64 bits never depend on the others
+        value = ((((((((value ^ one) * prime) ^ two) * prime) ^ three) * prime) ^ four) * prime) & mask
+    for byte in text[len(text) & ~3 :]:
         value = ((value ^ byte) * prime) & mask
     return f"{value:016x}"
 

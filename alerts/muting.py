@@ -1,6 +1,6 @@
 """Why an alert tells nobody now: silences, maintenance windows, inhibition. Pure; it never hides the alert itself."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 
@@ -9,6 +9,8 @@ from cronsim import CronSim
 from alerts.matchers import matches, show_matcher
 from monitor.domain import Alert, Matcher, Silence
 
+_DERIVED = frozenset({"severity", "incident"})
+"""What :func:`match_labels` adds to the labels."""
 EXPIRED_KEPT = timedelta(hours=120)
 """How long an expired silence is still listed, as in Alertmanager."""
 
@@ -77,7 +79,7 @@ class Muting:
     windows: tuple[Window, ...] = ()
     inhibitions: tuple[Inhibition, ...] = ()
     firing: tuple[Alert, ...] = ()
-    """Every alert that fires now: the possible sources of inhibition; only needed with ``inhibitions``."""
+    """What fires now and may inhibit: at least every alert that matches a rule's source. Only needed with ``inhibitions``."""
 
     def __bool__(self) -> bool:
         return bool(self.silences or self.windows or self.inhibitions)
@@ -108,6 +110,20 @@ class Muting:
                     found.append(source)
                     break
         return tuple(found)
+
+
+def sources(inhibitions: Collection[Inhibition], firing: Iterable[Alert]) -> tuple[Alert, ...]:
+    """Those of the firing alerts that a rule names as a source."""
+    return tuple(alert for alert in firing if any(matches(rule.source, match_labels(alert)) for rule in inhibitions))
+
+
+def spoken(matchers: Iterable[Matcher]) -> tuple[str, ...]:
+    """Plain words that stand as values among the labels of every alert that matches."""
+    return tuple(
+        matcher.value
+        for matcher in matchers
+        if matcher.is_equal and not matcher.is_regex and matcher.name not in _DERIVED and matcher.value.isascii() and matcher.value.isalnum()
+    )
 
 
 def match_labels(alert: Alert) -> Mapping[str, str]:

@@ -15,6 +15,7 @@ INSTANCE = "alertmanager"
 MOST_LABELS = 64
 MOST_CHARS = 16_384
 SUMMARY_CHARS = 500
+_OWN_SEVERITIES = {severity.name: severity for severity in Severity}
 _SEVERITIES = {"critical": Severity.P1, "page": Severity.P1, "error": Severity.P2, "high": Severity.P2, "warning": Severity.P3,
                "info": Severity.P4, "none": Severity.P4}  # fmt: skip
 
@@ -44,7 +45,7 @@ class PostedPolicy:
 
     def severity_of(self, labels: Mapping[str, str]) -> Severity:
         said = labels.get("severity", "")
-        return Severity[said] if said in Severity.__members__ else self.severities.get(said, self.default)
+        return _OWN_SEVERITIES.get(said) or self.severities.get(said, self.default)
 
     def group_of(self, labels: Mapping[str, str]) -> str:
         """``service/Alert``, as our own groups are called, with the other labels behind it."""
@@ -74,7 +75,8 @@ def accept(posted: PostedAlert, policy: PostedPolicy, guides: Container[str], no
     ends_at = posted.ends_at or now + policy.resolve_after
     if ends_at < starts_at:
         raise ValueError("start time must be before end time")
-    group, identity, words = policy.group_of(labels), tuple(sorted(labels.items())), tuple(sorted(annotations.items()))
+    group, service = policy.group_of(labels), service_of(labels)
+    identity, words = tuple(sorted(labels.items())), tuple(sorted(annotations.items()))
     said = annotations.get("summary") or annotations.get("description") or annotations.get("message") or ""
     over = ends_at <= now
     code = labels.get("incident")
@@ -83,7 +85,7 @@ def accept(posted: PostedAlert, policy: PostedPolicy, guides: Container[str], no
         instance=INSTANCE,
         group=group,
         home=group,
-        service=one_line(service_of(labels), limit=100),
+        service=one_line(service, limit=100),
         labels=identity,
         code=code if code is not None and code in guides else None,
         severity=policy.severity_of(labels),

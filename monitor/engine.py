@@ -14,7 +14,7 @@ import structlog
 
 from alerts import escalation
 from alerts.decide import Known, Policy, decide, fingerprints_of, groups_of, next_look_s, retire, settle
-from alerts.muting import EXPIRED_KEPT, Muting
+from alerts.muting import EXPIRED_KEPT, Muting, sources, spoken
 from alerts.posted import INSTANCE
 from monitor.clock import Clock
 from monitor.clocksteps import ClockSteps
@@ -280,7 +280,7 @@ class Engine:
             silences=self._store.silences.list(since=now),
             windows=self.settings.windows,
             inhibitions=inhibitions,
-            firing=self._store.incidents.firing() if inhibitions else (),
+            firing=sources(inhibitions, self._store.incidents.firing_among(spoken(rule.source) for rule in inhibitions)) if inhibitions else (),
         )
 
     async def _prune_hourly(self) -> None:

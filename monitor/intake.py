@@ -6,7 +6,6 @@ would end it early and tell people that it is over.
 """
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,7 +29,7 @@ BATCH_ALERTS = 2_000
 """Most alerts committed at once: a batch must not keep checks waiting for the store."""
 MOST_WAITING = 100_000
 """Alerts accepted and not yet durable; more are refused, and the sender tries again."""
-GATHER_MS = 10
+GATHER_S = 0.005
 """Longest wait of a request for others to be committed with."""
 LAPSE_EVERY_S = 1.0
 LAPSE_WAITS_S = 10.0
@@ -71,7 +70,11 @@ class Intake:
         self._guides = guides
         self._queue: deque[_Waiting] = deque()
         self._queued = 0
-        self._wake = asyncio.Event()
+        self._woken: asyncio.Future[None] | None = None
+        """What ``serve`` waits for, while it waits for ``_enough`` requests."""
+        self._enough = 1
+        self._expected = 1
+        """So many requests are likely to come together: those that were just answered, and those that came meanwhile."""
         self._picture = Picture()
         self._policy = engine.settings.posted
         """What the picture was made by."""
@@ -79,17 +82,17 @@ class Intake:
         """Alerts made durable since the start."""
 
     def take(self, body: bytes, done: Done) -> None:
-        """Store the acceptable alerts of a request. Raises ``UsageError`` or ``StoreError`` when none of them will be; else calls ``done``."""
+        """Store the acceptable alerts of a request and call ``done``. Raises ``UsageError``, ``StoreError``: none will be stored."""
         postings = read_postings(body, self._picture.knows)
         if not postings:
             done((), None)
             return
         if self._queued + len(postings) > MOST_WAITING:
             raise IntakeFull(f"{self._queued} alerts wait to be stored")
-        if not self._queue:
-            self._wake.set()
         self._queue.append(_Waiting(postings, done))
         self._queued += len(postings)
+        if self._woken is not None and (len(self._queue) >= self._enough or self._queued >= BATCH_ALERTS):
+            _wake(self._woken)
 
     async def post(self, body: bytes) -> tuple[str, ...]:
         """The same, waited for. Returns why some alerts were not acceptable."""
@@ -112,10 +115,13 @@ class Intake:
         try:
             while True:
                 if not self._queue:
-                    await self._wait(next_lapse - self._clock.monotonic())
+                    await self._wait(1, next_lapse - self._clock.monotonic())
+                if len(self._queue) < self._expected and 0 < self._queued < BATCH_ALERTS:
+                    await self._wait(self._expected, GATHER_S)  # a commit costs as much as ten posts: one for all of them
                 if self._queue:
-                    await self._gather()
-                    await self._commit(self._take())
+                    batch = self._take()
+                    await self._commit(batch)
+                    self._expected = len(self._queue) + len(batch)
                 late_s = self._clock.monotonic() - next_lapse
                 if late_s >= (LAPSE_WAITS_S if self._queue else 0):  # what waits may say that an alert goes on
                     await self.lapse_due()
@@ -123,22 +129,17 @@ class Intake:
         finally:
             _tell(self._queue, IntakeStopped("the monitor is being stopped"))
 
-    async def _wait(self, seconds: float) -> None:
-        """Until something is posted, or so long."""
-        self._wake.clear()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, seconds)):
-                await self._wake.wait()
-
-    async def _gather(self) -> None:
-        """Let come what comes now: until a millisecond brings nothing more, and not for long. One commit costs as much as ten posts."""
-        for _ in range(GATHER_MS):
-            before = self._queued
-            if before >= BATCH_ALERTS:
-                return
-            await asyncio.sleep(0.001)
-            if self._queued == before:
-                return
+    async def _wait(self, enough: int, seconds: float) -> None:
+        """Until so many requests wait, or for so long."""
+        loop = asyncio.get_running_loop()
+        woken: asyncio.Future[None] = loop.create_future()
+        self._woken, self._enough = woken, enough
+        timer = loop.call_later(max(0.0, seconds), _wake, woken)
+        try:
+            await woken
+        finally:
+            timer.cancel()
+            self._woken = None
 
     def _take(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
@@ -265,6 +266,11 @@ class _Sorting:
                 self._whole.append((posting, accept(posting.read(), self._policy, self._guides, self._now)))
             except ValueError as exc:
                 waiting.refused.append(str(exc))
+
+
+def _wake(woken: "asyncio.Future[None]") -> None:
+    if not woken.done():
+        woken.set_result(None)
 
 
 def _tell(requests: Iterable[_Waiting], failed: StoreError | None) -> None:

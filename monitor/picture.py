@@ -5,7 +5,6 @@ So nothing depends on it: not a restart, not another process that writes the sam
 """
 
 import struct
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 
@@ -17,16 +16,9 @@ MOST = 100_000
 """Alerts remembered; the oldest are dropped first."""
 _AT_ONCE = MOST // 10
 _ROW = struct.Struct("<Q8sqqq?")
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    fingerprint: int
-    words: bytes
-    begun: int
-    ends: int
-    updated: int
-    unsaid: bool
+"""Fingerprint, hash of the annotations, begin; and what a repetition changes: end, when it was sent last, whether the end was unsaid."""
+_CHANGING = struct.Struct("<qq?")
+_LASTING = _ROW.size - _CHANGING.size
 
 
 class Picture:
@@ -48,19 +40,20 @@ class Picture:
         row = self._rows.get(posting.key)
         if row is None:
             return None
-        known = _Stored(*_ROW.unpack(row))
+        fingerprint, words, begun, was_ends, was_updated, was_unsaid = _ROW.unpack(row)
         ends_at = posting.ends_at or now + resolve_after
-        if known.words != posting.words or ends_at <= now:
+        if words != posting.words or ends_at <= now:
             return None
-        ends, starts = micros(ends_at), micros(posting.starts_at or ends_at)
-        if starts < known.begun or ends < starts:
+        ends = micros(ends_at)
+        starts = ends if posting.starts_at is None else micros(posting.starts_at)
+        if starts < begun or ends < starts:
             return None
         unsaid = posting.ends_at is None
-        last_ends, last_unsaid = (before.ends, before.unsaid) if before else (known.ends, known.unsaid)
+        last_ends, last_unsaid = (before.ends, before.unsaid) if before else (was_ends, was_unsaid)
         if last_ends > ends and not last_unsaid:  # an end that was named counts over one that was not, and a later one over an earlier
             ends, unsaid = last_ends, False
         url = posting.generator_url[:2000].replace("\0", "")
-        return Repeat(f"{known.fingerprint:016x}", ends, unsaid, micros(now), url, known.updated, known.ends)
+        return Repeat(f"{fingerprint:016x}", ends, unsaid, micros(now), url, was_updated, was_ends)
 
     def keep(self, posting: Posting, stored: Alert) -> None:
         """Remember what was stored of a firing alert."""
@@ -73,9 +66,7 @@ class Picture:
         """Remember a repetition that was stored."""
         row = self._rows.get(key)
         if row is not None:
-            known = _Stored(*_ROW.unpack(row))
-            packed = _ROW.pack(known.fingerprint, known.words, known.begun, repeat.ends, repeat.updated, repeat.unsaid)
-            self._put(key, packed)
+            self._put(key, row[:_LASTING] + _CHANGING.pack(repeat.ends, repeat.updated, repeat.unsaid))
 
     def drop(self, key: bytes) -> None:
         """Forget an alert: it ended, or is not as it was."""

@@ -14,7 +14,6 @@ from fastapi import APIRouter, Request, Response
 from alerts.matchers import checked, parse_matchers
 from alerts.silences import build, change
 from monitor.alerting import Alerting
-from monitor.api.posting import Answer
 from monitor.alertmanager import (
     AlertQuery,
     group_alerts,
@@ -24,6 +23,7 @@ from monitor.alertmanager import (
     show_silences,
     show_status,
 )
+from monitor.api.posting import Answer
 from monitor.domain import Matcher, Silence
 from monitor.errors import StoreError, UsageError
 

@@ -21,7 +21,7 @@ _SINGLE = frozenset({b"host", b"content-length", b"authorization"})
 Answer = Callable[[int, bytes], None]
 """Hears the status and the JSON to answer, which may be nothing."""
 Take = Callable[[bytes, Answer], None]
-"""Stores a body's alerts, and answers once, at once or later. A call and a callback: a task for each post would cost as much as its alert."""
+"""Stores a body's alerts, and answers once, at once or later. By a callback: a task for each post would cost as much as its alert."""
 Admits = Callable[[str], bool]
 """Whether the value of an ``Authorization`` header may post."""
 

@@ -42,6 +42,9 @@ class Database:
         parsed = make_url(url)
         self.place = parsed.render_as_string(hide_password=True)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        self._here = threading.local()
+        """Of this thread: ``held``, its connection; ``writing``, its transaction that writes; ``begin``, how the next one begins."""
+        self._held: list[Connection] = []
         if self.is_sqlite:
             self.place = parsed.database or ":memory:"
             if read_only:
@@ -49,14 +52,12 @@ class Database:
             else:
                 _make_folder(self.place)
             self._engine = create_engine(parsed, connect_args={"timeout": busy_timeout_s, "check_same_thread": False})
-            _configure_sqlite(self._engine, ("query_only=ON",) if read_only else ("journal_mode=WAL", "synchronous=FULL"))
+            _configure_sqlite(self._engine, self._here, ("query_only=ON",) if read_only else ("journal_mode=WAL", "synchronous=FULL"))
         else:
             options = f"{_POSTGRES['options']} -c default_transaction_read_only=on" if read_only else _POSTGRES["options"]
             arguments = {**_POSTGRES, "options": options}
             self._engine = create_engine(parsed, pool_size=2, max_overflow=2, pool_pre_ping=True, connect_args=arguments)
 
-        self._here = threading.local()
-        """``writing``: this thread's transaction that changes things, while there is one."""
         assert self._engine.dialect.dbapi is not None
         self._driver_error = self._engine.dialect.dbapi.Error
         """What statements raise that go past SQLAlchemy."""
@@ -89,7 +90,7 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """One transaction that changes things, serialised against every other writer. Raises ``StoreError``."""
-        with self._translated(), self._engine.begin() as connection:
+        with self._translated(), self._begun("BEGIN IMMEDIATE") as connection:
             if not self.is_sqlite:
                 connection.execute(sql("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_DECIDE})
             self._here.writing = connection
@@ -105,13 +106,28 @@ class Database:
         if writing is not None:
             yield writing
             return
-        with self._translated(), self._engine.connect() as plain:
-            connection = plain.execution_options(read_only_transaction=True)
-            with connection.begin():
-                yield connection
+        with self._translated(), self._begun("BEGIN") as connection:
+            yield connection
 
     def close(self) -> None:
+        while self._held:
+            self._held.pop().close()
         self._engine.dispose()
+
+    @contextmanager
+    def _begun(self, begin: str) -> Iterator[Connection]:
+        """A connection in a transaction. A thread keeps its connection to a file: to take one from the pool costs four times as much."""
+        held: Connection | None = getattr(self._here, "held", None)
+        if self.is_sqlite and (held is None or held.closed):
+            held = self._here.held = self._engine.connect()
+            self._held.append(held)
+        self._here.begin = begin
+        if held is None or held.in_transaction():
+            with self._engine.begin() as connection:
+                yield connection
+        else:
+            with held.begin():
+                yield held
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -164,7 +180,7 @@ def _make_folder(place: str) -> None:
         raise StoreError(f"state {place}: its folder cannot be made: {exc.strerror}") from exc
 
 
-def _configure_sqlite(engine: Engine, pragmas: tuple[str, ...]) -> None:
+def _configure_sqlite(engine: Engine, here: threading.local, pragmas: tuple[str, ...]) -> None:
     @event.listens_for(engine, "connect")
     def _on_connect(dbapi_connection: Any, _record: object) -> None:
         dbapi_connection.isolation_level = None  # transactions are begun below, explicitly
@@ -175,9 +191,8 @@ def _configure_sqlite(engine: Engine, pragmas: tuple[str, ...]) -> None:
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:
-        reads = connection.get_execution_options().get("read_only_transaction")
         assert connection.connection.driver_connection is not None
-        connection.connection.driver_connection.execute("BEGIN" if reads else "BEGIN IMMEDIATE")
+        connection.connection.driver_connection.execute(here.begin)
 
 
 _CURES = (

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, func, or_, select, update
+from sqlalchemy import Connection, Text, and_, cast, delete, false, func, or_, select, true, update
 
 from alerts.decide import Known
 from alerts.escalation import join
@@ -152,6 +152,13 @@ class IncidentStore:
         """Every alert that fires now."""
         with self._database.read() as connection:
             return tuple(sorted(read_alerts(connection, FIRING), key=lambda alert: alert.fingerprint))
+
+    def firing_among(self, words: Iterable[Sequence[str]]) -> tuple[Alert, ...]:
+        """Every alert that fires and has, as values of labels, all words of one of these lists; perhaps some that do not."""
+        labels = cast(ALERTS.c.labels, Text)
+        lists = [and_(true(), *(labels.contains(f'"{word}"') for word in some)) for some in words]
+        with self._database.read() as connection:
+            return tuple(sorted(read_alerts(connection, FIRING, or_(false(), *lists)), key=lambda alert: alert.fingerprint))
 
     def live_alerts(self) -> tuple[Alert, ...]:
         """Every alert that is pending or firing."""
