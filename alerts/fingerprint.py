@@ -15,7 +15,7 @@ def fingerprint(labels: Labels) -> str:
 
     Source: Alertmanager's ``model.LabelSet.Fingerprint``; a test asks the real one.
     """
-    text = b"\xff".join([part.encode(errors="replace") for pair in sorted(labels) for part in pair]) + b"\xff"
+    text = b"\xff".join([*[part.encode(errors="replace") for pair in sorted(labels) for part in pair], b""])
     value, prime, mask = _OFFSET, _PRIME, _MASK  # local names, and four bytes at once: a storm hashes megabytes
     fours = iter(text[: len(text) & ~3])
     for one, two, three, four in zip(fours, fours, fours, fours, strict=True):  # the lower 64 bits never depend on the others

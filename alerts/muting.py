@@ -119,11 +119,8 @@ def sources(inhibitions: Collection[Inhibition], firing: Iterable[Alert]) -> tup
 
 def spoken(matchers: Iterable[Matcher]) -> tuple[str, ...]:
     """Plain words that stand as values among the labels of every alert that matches."""
-    return tuple(
-        matcher.value
-        for matcher in matchers
-        if matcher.is_equal and not matcher.is_regex and matcher.name not in _DERIVED and matcher.value.isascii() and matcher.value.isalnum()
-    )
+    equal = [matcher for matcher in matchers if matcher.is_equal and not matcher.is_regex and matcher.name not in _DERIVED]
+    return tuple(matcher.value for matcher in equal if matcher.value.isascii() and matcher.value.isalnum())
 
 
 def match_labels(alert: Alert) -> Mapping[str, str]:

@@ -1,30 +1,44 @@
 """What the doors may ask and change about alerts and silences while the program runs; each change is durable when it returns."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any
+
+import msgspec
 
 from alerts.matchers import literal
-from alerts.muting import EXPIRED_KEPT, Muting
+from alerts.muting import EXPIRED_KEPT
 from alerts.silences import build, expire
+from monitor.alertmanager import AlertQuery, group_alerts, show_alerts
 from monitor.clock import Clock
 from monitor.config.settings import Settings
 from monitor.digested import acknowledge_digest, members
-from monitor.domain import Alert, Matcher, Silence, TimelineEntry, is_digest_key
+from monitor.domain import Matcher, Silence, TimelineEntry, is_digest_key
 from monitor.engine import Engine, acknowledge
 from monitor.errors import UsageError
 from monitor.intake import Done, Intake
 from monitor.store import Store, StoreThread
 
+PIECE = 200
+"""Alerts that are written as JSON, and sent, at once."""
+
 
 class Alerting:
-    """Raises ``StoreError`` wherever the state cannot be read or written."""
+    """Raises ``StoreError`` wherever the state cannot be read or written.
 
-    def __init__(self, engine: Engine, intake: Intake, *, store: Store, thread: StoreThread, clock: Clock, version: str) -> None:
+    ``reading`` is a thread of its own: to show many thousand alerts takes seconds, and no decision is to wait for that.
+    """
+
+    def __init__(
+        self, engine: Engine, intake: Intake, *, store: Store, thread: StoreThread, reading: StoreThread, clock: Clock, version: str
+    ) -> None:
         self._engine = engine
         self._wake_delivery = engine.wake_delivery
         self._intake = intake
         self._store = store
         self._thread = thread
+        self._reading = reading
         self._clock = clock
         self.version = version
         self.started_at = clock.now()
@@ -84,10 +98,18 @@ class Alerting:
         await self.note(found.id, f"silenced until {silence.ends_at:%H:%M} UTC by {who}", who)
         return silence
 
-    async def firing(self) -> tuple[tuple[Alert, ...], Muting]:
-        """Every alert that fires, and what may mute it, at one moment."""
+    async def alerts(self, query: AlertQuery) -> Sequence[bytes]:
+        """The alerts that fire, as Alertmanager lists them: JSON, in pieces."""
+        return await self._reading(lambda: list_in_pieces(self._shown(query)))
+
+    async def groups(self, query: AlertQuery) -> Sequence[bytes]:
+        """The same alerts in their groups."""
+        return await self._reading(lambda: list_in_pieces(group_alerts(self._shown(query), self.settings.posted)))
+
+    def _shown(self, query: AlertQuery) -> Iterator[dict[str, Any]]:
         now = self._clock.now()
-        return await self._thread(lambda: (self._store.incidents.firing(), self._engine.muting(now)))
+        with self._store.incidents.each_firing() as firing:
+            yield from show_alerts(firing, self._engine.muting(now), query, self.settings.external_url, now)
 
     async def silences(self) -> tuple[Silence, ...]:
         """Every silence that is still listed."""
@@ -103,6 +125,14 @@ class Alerting:
     async def expire(self, silence: Silence) -> None:
         """End a silence now; the engine asks again within a second."""
         await self.save(expire(silence, self._clock.now()))
+
+
+def list_in_pieces(items: Iterable[Any]) -> list[bytes]:
+    """A JSON list, written some items at a time: nothing holds the interpreter for long."""
+    rest, pieces = iter(items), [b"["]
+    while some := list(islice(rest, PIECE)):
+        pieces.append((b"," if len(pieces) > 1 else b"") + msgspec.json.encode(some)[1:-1])
+    return [*pieces, b"]"]
 
 
 def _one_of(name: str, values: Sequence[str]) -> Matcher:

@@ -5,7 +5,7 @@ Source of the shapes and rules: Alertmanager's ``api/v2/openapi.yaml`` and the b
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -32,9 +32,8 @@ class AlertQuery:
     inhibited: bool = True
 
 
-def show_alerts(found: Iterable[Alert], muting: Muting, query: AlertQuery, external_url: str, now: datetime) -> list[dict[str, Any]]:
-    """The alerts that fire, as ``GET /alerts`` lists them: in the order of their fingerprints."""
-    shown = []
+def show_alerts(found: Iterable[Alert], muting: Muting, query: AlertQuery, external_url: str, now: datetime) -> Iterator[dict[str, Any]]:
+    """The alerts that fire, as ``GET /alerts`` lists them: in the order in which they are given, that of their fingerprints."""
     for alert in found:
         labels = match_labels(alert) if alert.instance != INSTANCE else dict(alert.labels)
         if not matches(query.matchers, match_labels(alert)) or not _receives(query.receiver, alert.severity.name):
@@ -47,25 +46,22 @@ def show_alerts(found: Iterable[Alert], muting: Muting, query: AlertQuery, exter
         suppressed = bool(silenced_by or inhibited_by)
         if not suppressed and not query.active:
             continue
-        shown.append(
-            {
-                "annotations": dict(alert.annotations) if alert.instance == INSTANCE else {"summary": alert.summary, **dict(alert.facts)},
-                "endsAt": stamp(alert.ends_at or now + _OWN_ENDS),
-                "fingerprint": alert.fingerprint,
-                "receivers": [{"name": alert.severity.name}],
-                "startsAt": stamp(alert.firing_since or alert.pending_since),
-                "status": {
-                    "inhibitedBy": inhibited_by,
-                    "silencedBy": silenced_by,
-                    "mutedBy": [],
-                    "state": "suppressed" if suppressed else "active",
-                },
-                "updatedAt": stamp(alert.updated_at or alert.firing_since or alert.pending_since),
-                "generatorURL": alert.generator_url or f"{external_url}/",
-                "labels": labels,
-            }
-        )
-    return sorted(shown, key=lambda one: str(one["fingerprint"]))
+        yield {
+            "annotations": dict(alert.annotations) if alert.instance == INSTANCE else {"summary": alert.summary, **dict(alert.facts)},
+            "endsAt": stamp(alert.ends_at or now + _OWN_ENDS),
+            "fingerprint": alert.fingerprint,
+            "receivers": [{"name": alert.severity.name}],
+            "startsAt": stamp(alert.firing_since or alert.pending_since),
+            "status": {
+                "inhibitedBy": inhibited_by,
+                "silencedBy": silenced_by,
+                "mutedBy": [],
+                "state": "suppressed" if suppressed else "active",
+            },
+            "updatedAt": stamp(alert.updated_at or alert.firing_since or alert.pending_since),
+            "generatorURL": alert.generator_url or f"{external_url}/",
+            "labels": labels,
+        }
 
 
 def group_alerts(shown: Iterable[dict[str, Any]], policy: PostedPolicy) -> list[dict[str, Any]]:

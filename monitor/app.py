@@ -83,7 +83,10 @@ class App:
         self._engine.each_round = SelfWatch(self._engine, store=store, thread=thread, clock=clock).look
         self._emergency = Emergency(self._engine, self._state_trouble, clock)
         self._engine.each_result = self._emergency.see
-        self._alerting = Alerting(self._engine, self._intake, store=store, thread=thread, clock=clock, version=VERSION)
+        self._reading = StoreThread()
+        self._alerting = Alerting(
+            self._engine, self._intake, store=store, thread=thread, reading=self._reading, clock=clock, version=VERSION
+        )
         self._views = Views(self._engine, store=store, thread=thread, clock=clock, version=VERSION)
         self._upkeep = UpkeepLoop(self._engine, store=store, thread=thread, clock=clock, show=self._exposition)
         self._deadman = DeadMan(lambda: self._settings, self._unready, store=store, thread=thread, clock=clock, show=self._exposition)
@@ -272,6 +275,7 @@ class App:
             log.error("the newest history is lost", error=str(exc))
         await self._outside.close()
         self._thread.close()
+        self._reading.close()
         self._store.close()
         self._socket.close()
 

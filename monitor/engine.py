@@ -275,13 +275,9 @@ class Engine:
 
     def muting(self, now: datetime) -> Muting:
         """Everything that may mute an alert now. On the store's thread; raises ``StoreError``."""
-        inhibitions = self.settings.inhibitions
-        return Muting(
-            silences=self._store.silences.list(since=now),
-            windows=self.settings.windows,
-            inhibitions=inhibitions,
-            firing=sources(inhibitions, self._store.incidents.firing_among(spoken(rule.source) for rule in inhibitions)) if inhibitions else (),
-        )
+        rules = self.settings.inhibitions
+        firing = self._store.incidents.firing_among(spoken(rule.source) for rule in rules) if rules else ()
+        return Muting(self._store.silences.list(since=now), self.settings.windows, rules, sources(rules, firing))
 
     async def _prune_hourly(self) -> None:
         if self._clock.monotonic() < self._next_prune:

@@ -4,21 +4,20 @@ Reading is open. Posting alerts and changing silences need the bearer token. Err
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
 
 from alerts.matchers import checked, parse_matchers
 from alerts.silences import build, change
 from monitor.alerting import Alerting
 from monitor.alertmanager import (
     AlertQuery,
-    group_alerts,
     receivers,
-    show_alerts,
     show_silence,
     show_silences,
     show_status,
@@ -138,6 +137,8 @@ def _endpoint(answer: Callable[[Request], Awaitable[Any]], refuse: Refusal | Non
             return _json(str(exc), 400)
         except StoreError as exc:
             return _json(_unusable(exc), 503)
+        if isinstance(value, Response):
+            return value
         return Response(status_code=200) if value is None else _json(value)
 
     return endpoint
@@ -155,11 +156,11 @@ class _Face:
     async def receivers(self, _: Request) -> list[dict[str, str]]:
         return receivers()
 
-    async def alerts(self, request: Request) -> list[dict[str, Any]]:
-        return await _shown(self._alerting, request)
+    async def alerts(self, request: Request) -> Response:
+        return _in_pieces(await self._alerting.alerts(_query(request)))
 
-    async def groups(self, request: Request) -> list[dict[str, Any]]:
-        return group_alerts(await _shown(self._alerting, request), self._alerting.settings.posted)
+    async def groups(self, request: Request) -> Response:
+        return _in_pieces(await self._alerting.groups(_query(request)))
 
     async def silences(self, request: Request) -> list[dict[str, Any]]:
         return show_silences(await self._alerting.silences(), _filter(request), self._alerting.now())
@@ -174,7 +175,7 @@ class _Face:
         await self._alerting.expire(await _find(self._alerting, request))
 
 
-async def _shown(alerting: Alerting, request: Request) -> list[dict[str, Any]]:
+def _query(request: Request) -> AlertQuery:
     query = AlertQuery(
         matchers=_filter(request),
         receiver=request.query_params.get("receiver", ""),
@@ -184,8 +185,7 @@ async def _shown(alerting: Alerting, request: Request) -> list[dict[str, Any]]:
     )
     if query.receiver:
         checked(Matcher("receiver", query.receiver, is_regex=True))
-    firing, muting = await alerting.firing()
-    return show_alerts(firing, muting, query, alerting.settings.external_url, alerting.now())
+    return query
 
 
 async def _save_silence(alerting: Alerting, sent: _Silence) -> str:
@@ -233,6 +233,17 @@ def _decode(decoder: Any, body: bytes) -> Any:
         return decoder.decode(body)
     except (msgspec.DecodeError, ValueError) as exc:
         raise _Refused(400, f"bad request body: {exc}") from None
+
+
+def _in_pieces(pieces: Sequence[bytes]) -> Response:
+    """Sent, and compressed, piece by piece: the loop serves others in between."""
+
+    async def each() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+            await asyncio.sleep(0)
+
+    return StreamingResponse(each(), media_type="application/json")
 
 
 def _json(value: Any, status: int = 200) -> Response:

@@ -1,6 +1,7 @@
 """Alerts, incidents and their timeline: what is known, and decisions committed whole or not at all."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 
 from sqlalchemy import Connection, Text, and_, cast, delete, false, func, or_, select, true, update
@@ -26,13 +27,15 @@ from monitor.store.knowing import (
     read_alerts,
     read_incidents,
 )
-from monitor.store.plain_rows import incident_from, micros
+from monitor.store.plain_rows import alert_from, incident_from, micros
 from monitor.store.repeats import Repeat, Repeating
 from monitor.store.rows import timeline_of
 from monitor.store.saving import Saving
 from monitor.store.schema import alerts, incidents, outbox, timeline
 from monitor.store.standings import candidates, standings
 
+AT_ONCE = 200
+"""Alerts read ahead where all of them are read."""
 _BY_ID = Lookup(INCIDENTS, "id")
 
 
@@ -152,6 +155,13 @@ class IncidentStore:
         """Every alert that fires now."""
         with self._database.read() as connection:
             return tuple(sorted(read_alerts(connection, FIRING), key=lambda alert: alert.fingerprint))
+
+    @contextmanager
+    def each_firing(self) -> Iterator[Iterator[Alert]]:
+        """Every alert that fires now, one after the other in the order of their fingerprints, none of them kept."""
+        query = select(ALERTS).where(FIRING).order_by(ALERTS.c.fingerprint)
+        with self._database.read() as connection:
+            yield map(alert_from, connection.execute(query, execution_options={"yield_per": AT_ONCE}))
 
     def firing_among(self, words: Iterable[Sequence[str]]) -> tuple[Alert, ...]:
         """Every alert that fires and has, as values of labels, all words of one of these lists; perhaps some that do not."""

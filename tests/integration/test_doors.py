@@ -188,7 +188,9 @@ async def test_a_captured_request_is_not_obeyed_again_after_a_restart(tmp_path: 
         (incident,) = world.store.incidents.list(unresolved=True)
         for run in range(2):  # what a restart forgets is forgotten
             intake = Intake(world.engine, store=world.store, thread=world.thread, clock=world.clock, guides={})
-            alerting = Alerting(world.engine, intake, store=world.store, thread=world.thread, clock=world.clock, version="1")
+            alerting = Alerting(
+                world.engine, intake, store=world.store, thread=world.thread, reading=world.thread, clock=world.clock, version="1"
+            )
             app = FastAPI()
             app.include_router(door_routes(alerting, lambda _: None))
             async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://monitor.test") as http:

@@ -17,7 +17,7 @@ from alerts.posted import PostedPolicy
 from monitor.clock import SystemClock
 from monitor.domain import Alert, AlertPolicy, Decision, EscalationStep, Incident, Severity
 from monitor.errors import UsageError
-from monitor.intake import Intake
+from monitor.intake import Intake, IntakeStopped
 from monitor.store import Store, StoreThread
 from services.cluster import Cluster
 from tests.support.databases import state_url
@@ -190,3 +190,50 @@ async def test_a_body_that_is_no_list_of_alerts_stores_nothing(store: Store, clo
         assert stored(store) == {}
         assert await intake.post(b'[{"labels":{}},{"labels":{"alertname":"A","instance":"x"}}]') == ("at least one label pair required",)
         assert set(stored(store)) == {"x"}
+
+
+async def test_those_that_were_answered_together_are_waited_for_and_committed_together(store: Store, clock: SetClock) -> None:
+    async with taking(store, clock) as (intake, engine):
+        await asyncio.gather(*(intake.post(body(f"n{number}")) for number in range(5)))
+
+        async def late() -> None:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            await intake.post(body("n4", words="other"))
+
+        await asyncio.gather(*(intake.post(body(f"n{number}", words="other")) for number in range(4)), late())
+        assert [len(decided.alerts) for decided in engine.decided if decided.alerts] == [5, 5]
+
+
+async def test_who_is_not_answered_when_the_monitor_stops_hears_that(store: Store, clock: SetClock) -> None:
+    async with taking(store, clock) as (intake, _):
+        waits = asyncio.create_task(intake.post(body("a")))
+        await asyncio.sleep(0)
+    with pytest.raises(IntakeStopped):
+        await waits
+
+
+async def test_many_alerts_that_join_at_once_are_one_line_of_the_history(store: Store, clock: SetClock) -> None:
+    async with taking(store, clock) as (intake, _):
+        await intake.post(body("first"))
+        await intake.post(body(*(f"n{number}" for number in range(40)), words="full"))
+        await intake.post(body("x", "y", words="nearly full"))
+    (incident,) = open_incidents(store)
+    texts = [entry.text for entry in store.incidents.timeline(incident.id) if entry.kind == "alert"]
+    assert texts == [f"also: {'; '.join(['full'] * 10)}; and 30 more", "also: nearly full", "also: nearly full"]
+
+
+async def test_only_the_sources_of_rules_are_read_of_what_fires(store: Store, clock: SetClock) -> None:
+    async with taking(store, clock) as (intake, _):
+        await intake.post(body("a", "b", group="HostDown"))
+        await intake.post(body("c", group="files"))
+
+    def names(*words: tuple[str, ...]) -> list[str]:
+        return sorted(dict(alert.labels)["instance"] for alert in store.incidents.firing_among(words))
+
+    assert names(("HostDown",)) == ["a", "b"]
+    assert names(("HostDown", "DiskFull"), ("nobody",)) == ["a", "b"]
+    assert names(("files",), ("HostDown",)) == names(()) == ["a", "b", "c"]
+    assert names() == names(("Host",)) == []
+    with store.incidents.each_firing() as firing:
+        assert len(list(firing)) == 3

@@ -8,7 +8,7 @@ import pytest
 
 from alerts import escalation
 from alerts.matchers import parse_matcher
-from alerts.muting import Inhibition, Muting, Window, muted_by, state_of
+from alerts.muting import Inhibition, Muting, Window, muted_by, sources, spoken, state_of
 from alerts.oncall import People
 from alerts.silences import change, expire, make
 from monitor.domain import (
@@ -100,6 +100,16 @@ def test_inhibition_needs_equal_labels_and_never_inhibits_itself() -> None:
     assert muting.reasons(target, T0) == ("inhibited by HostDown on host",)
     assert not muting.reasons(alert(zone="b"), T0)
     assert not muting.reasons(source, T0)
+
+
+def test_the_sources_of_rules_are_what_they_name_and_are_found_by_plain_words() -> None:
+    rules = (
+        Inhibition((parse_matcher("alertname=HostDown"), parse_matcher("severity=P2")), ()),
+        Inhibition((parse_matcher("zone=~a|b"), parse_matcher("zone!=b"), parse_matcher('service="a b"')), ()),
+    )
+    assert [spoken(rule.source) for rule in rules] == [("HostDown",), ()]
+    host, zone = alert("HostDown"), alert(service="a b", zone="a")
+    assert sources(rules, (host, zone, alert(), alert(service="a b", zone="b"))) == (host, zone)
 
 
 @pytest.mark.parametrize(

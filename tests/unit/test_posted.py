@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from alerts.decide import Known, Policy
 from alerts.posted import PostedAlert, PostedPolicy, accept, lapse, receive
 from monitor.domain import Alert, AlertPolicy, AlertState, Decision, EscalationStep, Incident, IncidentState, Severity, Transition
+from monitor.plugins import are_lines, one_line
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -143,3 +144,10 @@ def test_texts_no_database_can_carry_are_made_fit() -> None:
     alert = take(LABELS | {"path": "a\0b"}, annotations={"summary": "x\0\u202ey"}, generator_url="http://p/\0")
     assert "\0" not in repr(replace(alert, facts=()))
     assert dict(alert.labels)["path"] == "a\ufffdb"
+
+
+@given(st.lists(st.text(st.sampled_from('a |"\n\u202e'), max_size=6), max_size=4))
+def test_a_look_at_all_texts_at_once_lets_pass_only_what_is_fit_to_show(texts: list[str]) -> None:
+    assert not are_lines(texts) or [one_line(text) for text in texts] == texts
+    assert are_lines(["x" * 200, "Disk of host1 is nearly full", "a|b"])
+    assert not are_lines(["x" * 201])
