@@ -25,8 +25,8 @@ _SELF = ""
 """The instance under which the monitor's own series are kept."""
 
 _Batch = tuple[Metric, Values]
-_Series = list[tuple[Metric, tuple[str, ...]]]
-"""Metric and label values of each sample of a result."""
+_Series = tuple[tuple[Metric, ...], tuple[tuple[str, ...], ...]]
+"""The metrics and the label values of a result's samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,10 @@ class _Layout:
 
     series: _Series | None
     """None when some of them are left out."""
-    own: tuple[tuple[Family, tuple[int, ...]], ...]
-    """The families of the check's metrics, and which of the samples are in each."""
+    order: tuple[int, ...]
+    """Which sample comes where when those of each family stand together; empty where they do as they come."""
+    own: tuple[tuple[Family, slice], ...]
+    """The families of the check's metrics, and where their values then are."""
     common: tuple[Family, ...]
     """Of what is shown of every run, whatever the check."""
 
@@ -80,18 +82,19 @@ class Exposition:
     def record(self, result: CheckResult) -> None:
         """Make ``result`` all there is to show of its instance: samples of a subject that is gone vanish."""
         samples = result.observed.samples
-        series = [sample[:2] for sample in samples]
+        metrics, labels, values = zip(*samples, strict=True) if samples else ((), (), ())
         layout = self._layouts.get(result.instance)
-        if layout is None or layout.series != series:
-            self._lay_out(result, series)
+        if layout is None or layout.series != (metrics, labels):
+            self._lay_out(result, (metrics, labels))
             return
-        values = [sample.value for sample in samples]
+        if layout.order:
+            values = tuple(map(values.__getitem__, layout.order))
         for family, places in layout.own:
-            family.put(result.instance, tuple([values[place] for place in places]))
+            family.put(result.instance, values[places])
         for family, numbers in zip(layout.common, self._count(result), strict=True):
             family.put(result.instance, numbers)
 
-    def _lay_out(self, result: CheckResult, series: "_Series") -> None:
+    def _lay_out(self, result: CheckResult, series: _Series) -> None:
         """Show a result whose series are not those of the one before, or do not all fit."""
         instance, dropped = result.instance, self._dropped
         if instance not in self._subjects:
@@ -101,10 +104,17 @@ class Exposition:
             self._show(instance, metric, names.SUBJECT, dict(zip(labels, numbers, strict=True)))
             for metric, labels, numbers in zip(names.PER_CHECK, _COMMON_LABELS, self._count(result), strict=True)
         ]
-        places = {key: place for place, key in enumerate(series)}
+        places = {key: place for place, key in enumerate(zip(*series, strict=True))}
+        order: list[int] = []
+        slices: list[tuple[Family, slice]] = []
+        for family, metric, values in own:
+            if family:
+                slices.append((family, slice(len(order), len(order) + len(values))))
+                order += [places[metric, labels] for labels in values]
         layout = _Layout(
             series=series if dropped == self._dropped else None,  # what is left out is counted at every result
-            own=tuple([(family, tuple([places[metric, labels] for labels in values])) for family, metric, values in own if family]),
+            order=() if order == list(range(len(places))) else tuple(order),
+            own=tuple(slices),
             common=tuple([family for family in common if family]),
         )
         families = layout.families()

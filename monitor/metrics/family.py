@@ -7,7 +7,6 @@ show is 13 MB of it, and by the next scrape most of the numbers are others.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from math import inf, isfinite
 
 from monitor.domain import Metric
@@ -28,12 +27,15 @@ class _Form:
     labels: _Labels
     """Of all its series."""
     lines: str
-    """With a ``%s`` for each number, and one in front of it for the instance's own labels where the family has some."""
+    """With a ``%s`` for each number, and ``_SUBJECT`` for the instance's own labels where the family has some."""
     left_out: frozenset[int]
     """Which of the series are not shown."""
 
 
 _NONE: frozenset[int] = frozenset()
+
+_SUBJECT = "\0"
+"""Stands in no name and no written label."""
 
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
@@ -101,9 +103,9 @@ class Family:
     def pieces(self) -> Iterator[str]:
         """Header and lines, in pieces; nothing while there is no series. What changes meanwhile is shown as it is by then."""
         head = self._head
-        instances = iter(list(self._values))
-        while some := list(islice(instances, PIECE)):
-            if lines := "".join([self._lines(instance) for instance in some]):
+        instances = list(self._values)
+        for first in range(0, len(instances), PIECE):
+            if lines := "".join(map(self._lines, instances[first : first + PIECE])):
                 yield head + lines
                 head = ""
 
@@ -111,12 +113,8 @@ class Family:
         values = self._values.get(instance)
         if values is None:
             return ""
-        numbers = list(map(repr if isfinite(sum(values)) else _number, values))
-        if self._added:
-            filled = [self._subjects[instance]] * (2 * len(numbers))
-            filled[1::2] = numbers
-            numbers = filled
-        return self._forms[instance].lines % tuple(numbers)
+        lines = self._forms[instance].lines % tuple(map(repr if isfinite(sum(values)) else _number, values))
+        return lines.replace(_SUBJECT, self._subjects[instance]) if self._added else lines
 
     def _form(self, labels: _Labels) -> _Form:
         """As many series as fit, none twice where two labels are written alike; the others are left out."""
@@ -132,5 +130,5 @@ class Family:
 
     def _name(self, labels: tuple[str, ...]) -> str:
         written = [f'{name}="{escape(value)}"'.replace("%", "%%") for name, value in zip(self._metric.labels, labels, strict=True)]
-        inside = ",".join(["%s", *written] if self._added else written)
+        inside = ",".join([_SUBJECT, *written] if self._added else written)
         return f"{self._metric.name}{{{inside}}}" if inside else self._metric.name
