@@ -35,7 +35,7 @@ from monitor.store.schema import EPOCH, LEASED, MICROSECOND, PENDING, incidents,
 
 NEVER_TRIGGERED = "nothing to follow up: the trigger never arrived on this channel"
 MOST_ROWS = 10_000
-"""Most rows looked at in one turn of a channel."""
+"""Most rows looked at in one turn of a channel: fewer could cut a digest that is sent again, and it would not be the same."""
 
 IS_PENDING = text(f"outbox.{PENDING}")
 IS_LEASED = text(f"outbox.{LEASED}")
@@ -123,7 +123,7 @@ def claim(connection: Connection, who: Claimant, voices: Mapping[str, Voice], ot
         voice = voices.get(channel, otherwise)
         if voice.room <= 0:
             continue
-        rows = _due(connection, channel, who.now, _most_rows(voice))
+        rows = _due(connection, channel, who.now, MOST_ROWS if voice.manner else voice.room)
         busy = _busy(connection, channel, who.now) if any(row.digest or row.home for row in rows) else frozenset()
         turn = take_turn(rows, voice.manner, voice.spoken, voice.room, busy, who.now)
         remembered[channel] = turn.spoken
@@ -136,11 +136,6 @@ def claim(connection: Connection, who: Claimant, voices: Mapping[str, Voice], ot
         for unit in turn.sends:
             sends.append(_together(connection, who, channel, unit) if isinstance(unit, Batch) else told[unit.id])
     return Claim(tuple(sends), remembered)
-
-
-def _most_rows(voice: Voice) -> int:
-    """As many as the worst of them can fill what there is room for, and one digest more, so that a storm is not read anew for each."""
-    return min(MOST_ROWS, (voice.room + 1) * voice.manner.most) if voice.manner else voice.room
 
 
 def _due(connection: Connection, channel: str, now: datetime, limit: int) -> list[Due]:
