@@ -5,7 +5,7 @@ show is 13 MB of it, and by the next scrape most of the numbers are others.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import inf, isfinite
 
@@ -100,10 +100,16 @@ class Family:
         self._forms.pop(instance, None)
         self._values.pop(instance, None)
 
-    def pieces(self) -> Iterator[str]:
+    def pieces(self) -> Iterable[str]:
         """Header and lines, in pieces; nothing while there is no series. What changes meanwhile is shown as it is by then."""
-        head = self._head
         instances = list(self._values)
+        if len(instances) > PIECE:
+            return self._many(instances)
+        lines = "".join(map(self._lines, instances))
+        return (self._head + lines,) if lines else ()
+
+    def _many(self, instances: list[str]) -> Iterator[str]:
+        head = self._head
         for first in range(0, len(instances), PIECE):
             if lines := "".join(map(self._lines, instances[first : first + PIECE])):
                 yield head + lines
