@@ -4,6 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= 3# processes that run tests: they wait more than they work
 READY := $(VENV)/.ready
 
 .PHONY: help setup demo test check bench docs lock clean services_start service_auth service_data service_analytics init_db
@@ -30,7 +31,7 @@ demo: setup ## Start the platform and the monitor; make demo ARGS="--drill servi
 	@$(BIN)/monitor demo $(ARGS)
 
 test: setup ## Run all tests; make test ARGS="-k drill"
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: setup ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
