@@ -85,6 +85,8 @@ class Engine:
         """When the last round of ``serve`` ended, on the monotonic clock."""
         self._keys = frozenset(instance.key for instance in settings.instances)
         self._unquiet: set[str] = set()
+        self._undecided: set[str] = set()
+        """Instances whose finding is not committed yet. What they kept is written later: a kill -9 would lose the finding."""
         self._stretches = Stretches()
         self._unsaved: deque[CheckResult] = deque(maxlen=MAX_UNSAVED)
         self._next_prune = clock.monotonic()
@@ -131,12 +133,14 @@ class Engine:
         if quiet:
             self._suspects.answered(instance.key)
             return None
+        self._undecided.add(instance.key)
         try:
             await self._question(instance, result)
             again_s = await self._commit(instance, result)
         except StoreError as exc:
             self._store_failed(exc)
             again_s = instance.recheck_s  # nothing is lost: the next run decides the same, as soon as the store answers
+        self._undecided.discard(instance.key)  # not when this is cancelled: then nothing was decided
         self._suspects.answered(instance.key)
         self.each_result(instance, result)
         return again_s
@@ -190,7 +194,7 @@ class Engine:
         except StoreError:
             self._stretches.give_back(stretches)
             raise
-        entries = self._memory.take_unsaved()
+        entries = self._memory.take_unsaved(self._undecided)
         outcomes = self.flaps.take_unsaved(self._clock.now(), self._clock.monotonic(), whole=whole)
         try:
             await self._thread(self._store.kept.save, (*entries, *outcomes))

@@ -5,6 +5,7 @@ Owns the entries between two writes to the store; the engine writes what is unsa
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -64,11 +65,11 @@ class Memory:
             known = self._shapes[instance.key] = (instance, shape_of(instance))
         return known[1]
 
-    def take_unsaved(self) -> tuple[Entry, ...]:
-        """What was kept since the last call; :meth:`give_back` it when it could not be written."""
-        taken = tuple(self._entries[key] for key in sorted(self._unsaved))
-        self._unsaved.clear()
-        return taken
+    def take_unsaved(self, undecided: AbstractSet[str] = frozenset()) -> tuple[Entry, ...]:
+        """What was kept since the last call; :meth:`give_back` it when it could not be written. That of ``undecided`` instances waits."""
+        ready = self._unsaved - undecided
+        self._unsaved -= ready
+        return tuple(self._entries[key] for key in sorted(ready))
 
     def give_back(self, entries: Iterable[Entry]) -> None:
         self._unsaved.update(entry.instance for entry in entries)

@@ -27,6 +27,7 @@ from monitor.plugins import CheckContext, Service
 from monitor.probes.host import LocalHost
 from tests.support.looking import after, look, looking_at
 
+# What is watched sleeps until the test ends it: no test waits for it.
 SERVER = "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); print('up', flush=True); time.sleep(600)"
 IDLER = "import time; print('up', flush=True); time.sleep(600)"
 

@@ -66,3 +66,11 @@ def test_only_news_is_written_and_a_failed_write_is_news_again() -> None:
     assert kept.value == [1]
     restarted.retain({})
     assert restarted.recall(one()) is None
+
+
+def test_what_an_undecided_instance_keeps_waits() -> None:
+    memory, decided = Memory(), replace(one(), key="decided/auth")
+    memory.keep(one(), AT, [1])
+    memory.keep(decided, AT, [2])
+    assert [entry.instance for entry in memory.take_unsaved({one().key})] == [decided.key]
+    assert [entry.instance for entry in memory.take_unsaved()] == [one().key]
