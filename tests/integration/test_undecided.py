@@ -44,7 +44,7 @@ async def test_kept_and_finding_are_durable_in_that_order(tmp_path: Path) -> Non
     await until(lambda: symptom.key in engine.latest)
     await engine.flush()
     assert [entry.instance for entry in store.kept.all() if entry.instance == symptom.key] == []
-    assert store.incidents.list(unresolved=False) == []
+    assert store.incidents.list(unresolved=False) == ()
     await engine.run(cause)
     await running
     await engine.flush()
