@@ -5,6 +5,7 @@ import re
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
+import msgspec
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from checks.assertions import JsonPath, Regex, wrong_header, wrong_json_path, wrong_text
@@ -169,7 +170,7 @@ def _what_is_wrong(answer: HttpAnswer, cfg: Config) -> str:
 
 def _wrong_json(body: bytes, expected: dict[str, str]) -> str:
     try:
-        document = json.loads(body)
+        document = _read_json(body)
     except (ValueError, RecursionError):
         return "its body is not JSON"
     if not isinstance(document, dict):
@@ -182,6 +183,14 @@ def _wrong_json(body: bytes, expected: dict[str, str]) -> str:
         if text != value:
             return f"its {one_line(field, limit=60)} is {one_line(text, limit=60)!r} instead of {one_line(value, limit=60)!r}"
     return ""
+
+
+def _read_json(body: bytes) -> object:
+    """msgspec takes an eighth of the time, and is stricter; what it refuses, Python's own decoder may still know to read."""
+    try:
+        return msgspec.json.decode(body)
+    except ValueError:
+        return json.loads(body)
 
 
 def _expiring(days_left: float, cfg: Config, service: str, url: str) -> list[Finding]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal, LiteralString, Protocol
+from typing import Any, Literal, LiteralString, NamedTuple, Protocol
 
 from psycopg.sql import Composed
 
@@ -39,11 +39,11 @@ class HttpReason(StrEnum):
     OTHER = "other"
 
 
-@dataclass(frozen=True, slots=True)
-class HttpRequest:
+class HttpRequest(NamedTuple):
     """One exchange to make. ``deadline_s`` covers all of it; the decoded body is cut off beyond ``max_body_bytes``.
 
-    Redirects are never followed. Every probe uses a new connection.
+    Redirects are never followed. Every probe uses a new connection. This and what comes back are named tuples: they are made hundreds
+    of times a second, in a third of the time of frozen dataclasses.
     """
 
     url: str
@@ -55,8 +55,7 @@ class HttpRequest:
     ca_file: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class HttpPhases:
+class HttpPhases(NamedTuple):
     """Seconds spent in each phase; a phase that did not happen is 0."""
 
     dns_s: float = 0.0
@@ -68,15 +67,28 @@ class HttpPhases:
     total_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class HttpAnswer:
-    """A whole answer. Header names are lower-case."""
+class HttpAnswer(NamedTuple):
+    """A whole answer."""
 
     status: int
-    headers: tuple[tuple[str, str], ...]
+    header_lines: tuple[bytes, ...]
+    """As they came; those of informational answers before them, trailers behind them."""
     body: bytes
     phases: HttpPhases
     tls_days_left: float | None = None
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """Names in lower case, and values. Read when asked for: nobody asks for those of most answers."""
+        found: list[tuple[str, str]] = []
+        for line in self.header_lines:
+            if line.startswith(b"HTTP/"):  # those before are of an informational answer
+                found.clear()
+                continue
+            name, colon, value = line.decode("latin-1").partition(":")
+            if colon:
+                found.append((name.strip().lower(), value.strip()))
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

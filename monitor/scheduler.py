@@ -11,7 +11,9 @@ from typing import NamedTuple
 from monitor.clock import Clock
 from monitor.config.settings import CheckInstance
 
-TICK_S = 0.01
+TICK_S = 0.1
+"""Runs due so soon after one another start together. With 10,000 targets every 30 s this halves what a run costs: threads wake for
+dozens of exchanges rather than for one, and find their code and data in the processor's caches."""
 FIRST_RUN_WITHIN_S = 5.0
 """After a start every check has run within this time, or within its interval if that is shorter."""
 FIRST_RUNS_PER_S = 400

@@ -26,6 +26,8 @@ class Transfer(Protocol):
     """Nobody waits any more: never start it, and stop it when it runs."""
     trust: str
     """The CA bundle that it is verified against; the same word for the same bundle."""
+    leaves_traces: bool
+    """Sets options of its own on the handle, which must not meet another transfer."""
 
     def begin(self, handle: pycurl.Curl) -> bool:
         """Prepare the handle (in the thread). False when the transfer is already over and must not start."""
@@ -39,13 +41,22 @@ class Transfer(Protocol):
 class CurlThread:
     """Runs transfers, at most ``limit`` at once; the others wait in the order they came.
 
-    ``deliver`` is called in the thread with the transfers that ended together. ``died`` is called in the thread, once, with
-    the reason, when the thread cannot go on.
+    ``equip`` sets on a new handle what all transfers have in common. ``deliver`` is called in the thread with the transfers that
+    ended together. ``died`` is called in the thread, once, with the reason, when the thread cannot go on.
     """
 
-    def __init__(self, clock: Clock, *, limit: int, deliver: Callable[[list[Transfer]], None], died: Callable[[Exception], None]) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        limit: int,
+        equip: Callable[[pycurl.Curl], None],
+        deliver: Callable[[list[Transfer]], None],
+        died: Callable[[Exception], None],
+    ) -> None:
         self._clock = clock
         self._limit = limit
+        self._equip = equip
         self._deliver = deliver
         self._died = died
         self._submitted: deque[Transfer] = deque()
@@ -139,13 +150,24 @@ class CurlThread:
     def _start(self, transfer: Transfer) -> None:
         if transfer.abandoned:
             return
-        handle = self._idle.pop() if self._idle else pycurl.Curl()
+        handle = self._idle.pop() if self._idle else self._new_handle()
         if transfer.begin(handle):
             self._running[handle] = transfer
             self._multi_of(transfer).handle.add_handle(handle)
         else:
-            self._idle.append(handle)
+            self._keep(handle, transfer)
             self._over.append(transfer)
+
+    def _new_handle(self) -> pycurl.Curl:
+        handle = pycurl.Curl()
+        self._equip(handle)
+        return handle
+
+    def _keep(self, handle: pycurl.Curl, used_by: Transfer) -> None:
+        if used_by.leaves_traces or len(self._idle) >= IDLE_HANDLES:
+            handle.close()
+        else:
+            self._idle.append(handle)
 
     def _multi_of(self, transfer: Transfer) -> "_Multi":
         multi = self._multis.get(transfer.trust)
@@ -173,11 +195,9 @@ class CurlThread:
             self._start(self._waiting.popleft())
 
     def _retire(self, handle: pycurl.Curl) -> None:
-        self._multi_of(self._running.pop(handle)).handle.remove_handle(handle)
-        if len(self._idle) < IDLE_HANDLES:
-            self._idle.append(handle)
-        else:
-            handle.close()
+        transfer = self._running.pop(handle)
+        self._multi_of(transfer).handle.remove_handle(handle)
+        self._keep(handle, transfer)
 
     def _release(self) -> None:
         for handle in list(self._running):

@@ -7,6 +7,7 @@ import asyncio
 import errno
 import os
 from functools import partial
+from itertools import chain
 
 import pycurl
 
@@ -24,6 +25,7 @@ GRACE_S = 0.25
 FAIR_SHARE = 0.8
 """A timeout is the target's fault only when the target had at least this share of the deadline."""
 USER_AGENT = "platform-monitor"
+_USUAL_HEADERS = [f"User-Agent: {USER_AGENT}".encode()]
 
 
 class CurlProbe:
@@ -39,7 +41,7 @@ class CurlProbe:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open: set[_Exchange] = set()
         self._dead: str | None = None
-        self._curl = CurlThread(clock, limit=concurrency, deliver=self._deliver, died=self._died)
+        self._curl = CurlThread(clock, limit=concurrency, equip=_equip, deliver=self._deliver, died=self._died)
 
     async def fetch(self, request: HttpRequest) -> HttpAnswer | HttpFailure:
         """Make one exchange; ``request.deadline_s`` runs from this call on. Failures of the target are values."""
@@ -103,6 +105,7 @@ class _Exchange:
     def __init__(self, request: HttpRequest, clock: Clock, future: "asyncio.Future[HttpAnswer | HttpFailure]", expiries: Expiries) -> None:
         self.request = request
         self.trust = request.ca_file or ""
+        self.leaves_traces = request.method != "GET" or bool(request.body) or "@" in request.url  # a handle keeps credentials, too
         self.future = future
         self.asked_at = clock.monotonic()
         self.abandoned = False
@@ -169,7 +172,7 @@ class _Exchange:
         if code == pycurl.E_OK:
             self._outcome = HttpAnswer(
                 status=int(handle.getinfo(pycurl.RESPONSE_CODE)),
-                headers=_parse_headers(self._headers),
+                header_lines=tuple(self._headers),
                 body=b"".join(self._body),
                 phases=phases,
                 tls_days_left=self._tls_days_left(),
@@ -211,15 +214,13 @@ def _refuse_unsendable(request: HttpRequest) -> None:
     """Keep what would break the request's framing away from the wire."""
     if not request.url.startswith(("http://", "https://")):
         raise CannotLook(f"{request.url!r} is not an http:// or https:// address")
-    texts = (request.url, request.method, *(text for header in request.headers for text in header))
-    if any(not text.isprintable() for text in texts):
+    if not "".join((request.url, request.method, *chain.from_iterable(request.headers))).isprintable():
         raise CannotLook(f"the request to {request.url!r} holds control characters: look at its path, method and headers")
 
 
-def _prepare(handle: pycurl.Curl, request: HttpRequest, left_s: float, on_header: object, on_body: object) -> None:
-    handle.reset()
+def _equip(handle: pycurl.Curl) -> None:
+    """What all exchanges have in common."""
     set_option = handle.setopt
-    set_option(pycurl.URL, request.url)
     set_option(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
     set_option(pycurl.NOSIGNAL, 1)
     set_option(pycurl.PROXY, "")
@@ -227,8 +228,14 @@ def _prepare(handle: pycurl.Curl, request: HttpRequest, left_s: float, on_header
     set_option(pycurl.FORBID_REUSE, 1)
     set_option(pycurl.DNS_CACHE_TIMEOUT, 0)
     set_option(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
-    set_option(pycurl.TIMEOUT_MS, max(1, int(left_s * 1000)))
     set_option(pycurl.ACCEPT_ENCODING, "gzip, deflate")
+
+
+def _prepare(handle: pycurl.Curl, request: HttpRequest, left_s: float, on_header: object, on_body: object) -> None:
+    """What an exchange has of its own. All but the method and a body is set every time, so that nothing of the one before is left."""
+    set_option = handle.setopt
+    set_option(pycurl.URL, request.url)
+    set_option(pycurl.TIMEOUT_MS, max(1, int(left_s * 1000)))
     set_option(pycurl.HEADERFUNCTION, on_header)
     set_option(pycurl.WRITEFUNCTION, on_body)
     set_option(pycurl.HTTPHEADER, _header_lines(request))
@@ -242,44 +249,21 @@ def _prepare(handle: pycurl.Curl, request: HttpRequest, left_s: float, on_header
 
 
 def _header_lines(request: HttpRequest) -> list[bytes]:
+    if not request.headers:
+        return _USUAL_HEADERS
     lines = [f"{name}: {value}".encode() for name, value in request.headers]
-    if not any(name.lower() == "user-agent" for name, _ in request.headers):
-        lines.append(b"User-Agent: " + USER_AGENT.encode())
-    return lines
+    return lines if any(name.lower() == "user-agent" for name, _ in request.headers) else lines + _USUAL_HEADERS
 
 
 def _phases(handle: pycurl.Curl, *, tls: bool) -> HttpPhases:
     """Cut the exchange at libcurl's timers, which count from its start. The phase in which it ended gets what is left."""
     getinfo = handle.getinfo
-    total_s = getinfo(pycurl.TOTAL_TIME)
-    marks = (
-        getinfo(pycurl.NAMELOOKUP_TIME),
-        getinfo(pycurl.CONNECT_TIME),
-        getinfo(pycurl.APPCONNECT_TIME if tls else pycurl.CONNECT_TIME),
-        getinfo(pycurl.STARTTRANSFER_TIME),
-        total_s,
-    )
-    spent: list[float] = []
-    before = 0.0
-    for mark in marks:
-        until = max(before, mark or total_s)  # a timer of a phase that did not end stands at 0
-        spent.append(until - before)
-        before = until
-    dns_s, connect_s, tls_s, wait_s, transfer_s = spent
-    return HttpPhases(dns_s, connect_s, tls_s, wait_s, transfer_s, total_s)
-
-
-def _parse_headers(lines: list[bytes]) -> tuple[tuple[str, str], ...]:
-    """Headers of the last answer (informational ones come before it), trailers included."""
-    headers: list[tuple[str, str]] = []
-    for line in lines:
-        if line.startswith(b"HTTP/"):
-            headers.clear()
-            continue
-        name, colon, value = line.decode("latin-1").partition(":")
-        if colon:
-            headers.append((name.strip().lower(), value.strip()))
-    return tuple(headers)
+    total_s = getinfo(pycurl.TOTAL_TIME)  # a timer of a phase that did not end stands at 0
+    found = getinfo(pycurl.NAMELOOKUP_TIME) or total_s
+    connected = max(found, getinfo(pycurl.CONNECT_TIME) or total_s)
+    secured = max(connected, getinfo(pycurl.APPCONNECT_TIME) or total_s) if tls else connected
+    answered = max(secured, getinfo(pycurl.STARTTRANSFER_TIME) or total_s)
+    return HttpPhases(found, connected - found, secured - connected, answered - secured, max(answered, total_s) - answered, total_s)
 
 
 # --- what libcurl's codes mean ---------------------------------------------------------------------------------------

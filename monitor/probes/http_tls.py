@@ -75,8 +75,7 @@ def verify_tls(handle: pycurl.Curl, ca_file: str | None, *, read_chain: bool) ->
     handle.setopt(pycurl.SSL_VERIFYPEER, 1)
     handle.setopt(pycurl.SSL_VERIFYHOST, 2)
     handle.setopt(pycurl.SSL_SESSIONID_CACHE, 0)
-    if read_chain:
-        handle.setopt(pycurl.OPT_CERTINFO, 1)
+    handle.setopt(pycurl.OPT_CERTINFO, int(read_chain))
     if _ORDERS_GROUPS:
         handle.setopt(pycurl.SSL_EC_CURVES, _GROUPS)
 

@@ -15,7 +15,7 @@ HEALTHY = b'{"service": "analytics-service", "version": "0.0.1", "status": "heal
 
 def answer(status: int = 200, body: bytes = HEALTHY, *, took_s: float = 0.1, days_left: float | None = None) -> HttpAnswer:
     phases = HttpPhases(wait_s=took_s, total_s=took_s)
-    return HttpAnswer(status, (("x-process-time", "0.05"),), body, phases, tls_days_left=days_left)
+    return HttpAnswer(status, (b"X-Process-Time: 0.05\r\n",), body, phases, tls_days_left=days_left)
 
 
 def seen(result: HttpAnswer | HttpFailure, **config: object) -> Observed:

@@ -14,7 +14,7 @@ from monitor.clock import SystemClock
 from monitor.config.settings import CheckInstance
 from monitor.domain import Observed
 from monitor.plugins import CheckContext
-from monitor.scheduler import Scheduler, begins, first_runs_within_s, spread
+from monitor.scheduler import TICK_S, Scheduler, begins, first_runs_within_s, spread
 from tests.support.world import instance, until
 
 
@@ -41,13 +41,30 @@ async def test_runs_keep_to_the_grid_although_each_takes_time() -> None:
 
     async def run(_: CheckInstance) -> float | None:
         starts.append(clock.monotonic())
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(0.08)
         return None
 
-    async with serving(run, instance(nothing, every_s=0.05)):
-        await until(lambda: len(starts) >= 21)
-    elapsed = starts[20] - starts[0]
-    assert 0.95 <= elapsed <= 1.5  # 20 intervals; a loop that sleeps after each run would need 1.6 s
+    async with serving(run, instance(nothing, every_s=0.12)):
+        await until(lambda: len(starts) >= 11)
+    elapsed = starts[10] - starts[0]
+    assert 1.15 <= elapsed <= 1.8  # 10 intervals; a loop that sleeps after each run would need 2 s
+
+
+async def test_runs_that_are_due_soon_after_one_another_start_together() -> None:
+    turn = 0
+    turns: dict[str, int] = {}
+
+    async def run(one: CheckInstance) -> float | None:
+        nonlocal turn
+        turns.setdefault(one.key, turn)
+        await asyncio.sleep(0)  # whoever was started together is still in this turn
+        turn += 1
+        return None
+
+    many = [instance(nothing, name=f"check{number}", every_s=1.0) for number in range(300)]
+    async with serving(run, *many):
+        await until(lambda: len(turns) == 300)
+    assert len(set(turns.values())) <= 1.0 / TICK_S + 2  # the first runs take one interval
 
 
 async def test_checks_of_one_database_look_at_the_same_moment_whatever_their_intervals() -> None:
