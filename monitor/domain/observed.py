@@ -33,6 +33,8 @@ class Metric:
 
     def __call__(self, value: float, /, **labels: object) -> "Sample":
         """Make a sample. Raises ``ValueError`` when the labels are not exactly the declared ones."""
+        if not (labels or self.labels):
+            return _new(Sample, (self, (), float(value)))
         if tuple(labels) != self.labels:
             labels = self._in_order(labels)
         return _new(Sample, (self, tuple(map(str, labels.values())), float(value)))

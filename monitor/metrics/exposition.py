@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from monitor.domain import CheckResult, Metric
+from monitor.domain import CheckResult, Metric, Sample
 from monitor.metrics import names
 from monitor.metrics.family import Family, Values, escape
 
@@ -56,8 +56,12 @@ class Exposition:
     def __init__(self, version: str, *, series_per_family: int = SERIES_PER_FAMILY) -> None:
         self._cap = series_per_family
         self._families: dict[str, Family] = {}
+        self._in_order: list[Family] = []
+        """By name; empty while it is not known."""
         self._layouts: dict[str, _Layout] = {}
         """By instance."""
+        self._samples: dict[str, tuple[Sample, ...]] = {}
+        """What each instance showed last: mostly it is the same again."""
         self._usual: dict[str, deque[_Layout]] = {}
         """By check: most of its instances have the same series, and one layout serves them all."""
         self._subjects: dict[str, str] = {}
@@ -81,18 +85,20 @@ class Exposition:
 
     def record(self, result: CheckResult) -> None:
         """Make ``result`` all there is to show of its instance: samples of a subject that is gone vanish."""
-        samples = result.observed.samples
-        metrics, labels, values = zip(*samples, strict=True) if samples else ((), (), ())
-        layout = self._layouts.get(result.instance)
-        if layout is None or layout.series != (metrics, labels):
-            self._lay_out(result, (metrics, labels))
-            return
-        if layout.order:
-            values = tuple(map(values.__getitem__, layout.order))
-        for family, places in layout.own:
-            family.put(result.instance, values[places])
+        instance, samples = result.instance, result.observed.samples
+        layout = self._layouts.get(instance)
+        if layout is None or layout.series is None or samples != self._samples[instance]:
+            self._samples[instance] = samples
+            metrics, labels, values = zip(*samples, strict=True) if samples else ((), (), ())
+            if layout is None or layout.series != (metrics, labels):
+                self._lay_out(result, (metrics, labels))
+                return
+            if layout.order:
+                values = tuple(map(values.__getitem__, layout.order))
+            for family, places in layout.own:
+                family.put(instance, values[places])
         for family, numbers in zip(layout.common, self._count(result), strict=True):
-            family.put(result.instance, numbers)
+            family.put(instance, numbers)
 
     def _lay_out(self, result: CheckResult, series: _Series) -> None:
         """Show a result whose series are not those of the one before, or do not all fit."""
@@ -132,6 +138,7 @@ class Exposition:
         layout = self._layouts.pop(instance, None)
         for family in layout.families() if layout else ():
             family.forget(instance)
+        self._samples.pop(instance, None)
         self._subjects.pop(instance, None)
         self._runs.pop(instance, None)
 
@@ -171,10 +178,12 @@ class Exposition:
         while self._changed:  # showing one may count a dropped series, which changes one more
             metric = self._changed.pop()
             self._show(_SELF, metric, (), dict(self._own.get(metric, {})))
+        if not self._in_order:
+            self._in_order = [self._families[name] for name in sorted(self._families)]
         waiting: list[str] = []
         size = 0
-        for name in sorted(self._families):
-            for piece in self._families[name].pieces():
+        for family in self._in_order:
+            for piece in (family.text,) if family.text is not None else family.pieces():
                 waiting.append(piece)
                 size += len(piece)
                 if size >= PAGE_CHARS:
@@ -216,6 +225,7 @@ class Exposition:
         family = self._families.get(metric.name)
         if family is None:
             family = self._families[metric.name] = Family(metric, added, None if metric in names.OWN else self._cap, self._subjects)
+            self._in_order = []
             self.add(names.SERIES_DROPPED, 0, metric=metric.name)
         return family
 

@@ -29,7 +29,7 @@ class _Form:
     labels: _Labels
     """Of all its series."""
     lines: str
-    """With a ``%s`` for each number, and ``_SUBJECT`` for the instance's own labels where the family has some."""
+    """With a ``%r`` for each number, and ``_SUBJECT`` for the instance's own labels where the family has some."""
     left_out: frozenset[int]
     """Which of the series are not shown."""
 
@@ -55,10 +55,15 @@ def _replacement(match: re.Match[str]) -> str:
     return _ESCAPED.get(match[0], "\ufffd")
 
 
-def _number(value: float) -> str:
-    if isfinite(value):
-        return repr(value)
-    return "NaN" if value != value else "+Inf" if value > 0 else "-Inf"  # noqa: PLR0124 - the definition of NaN
+class _Number(float):
+    """One that may not be finite: its ``repr`` is what the text format wants."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        if isfinite(self):
+            return super().__repr__()
+        return "NaN" if self != self else "+Inf" if self > 0 else "-Inf"  # noqa: PLR0124 - the definition of NaN
 
 
 class Family:
@@ -75,7 +80,7 @@ class Family:
         self._usual = _Form((), "", _NONE)
         self._forms: dict[str, _Form] = {}
         self._values: dict[str, tuple[float, ...]] = {}
-        self._text: str | None = None
+        self.text: str | None = None
         """What was last written, while it is true."""
         help_text = _UNSAFE_IN_HELP.sub(_replacement, metric.help)
         self._head = f"# HELP {metric.name} {help_text}\n# TYPE {metric.name} {metric.kind}\n"
@@ -92,7 +97,7 @@ class Family:
             self._usual = self._usual if labels == self._usual.labels else self._form(labels)
             form = self._forms[instance] = self._usual
         left_out = form.left_out
-        self._text = None
+        self.text = None
         self._values[instance] = tuple([value for number, value in enumerate(values.values()) if number not in left_out])
         return len(left_out)
 
@@ -100,25 +105,25 @@ class Family:
         """Show other values of just the series that are shown of the instance, in their order."""
         if self._values[instance] != values:
             self._values[instance] = values
-            self._text = None
+            self.text = None
 
     def forget(self, instance: str) -> None:
         """Show nothing of the instance."""
         self._forms.pop(instance, None)
         self._values.pop(instance, None)
-        self._text = None
+        self.text = None
 
     def pieces(self) -> Iterable[str]:
         """Header and lines, in pieces; nothing while there is no series. What changes meanwhile is shown as it is by then."""
-        if self._text is not None:
-            return (self._text,)
+        if self.text is not None:
+            return (self.text,)
         instances = list(self._values)
         if len(instances) > PIECE:
             return self._many(instances)
         lines = "".join(map(self._lines, instances))
         text = self._head + lines if lines else ""
         if len(instances) <= KEPT:
-            self._text = text
+            self.text = text
         return (text,)
 
     def _many(self, instances: list[str]) -> Iterator[str]:
@@ -132,7 +137,7 @@ class Family:
         values = self._values.get(instance)
         if values is None:
             return ""
-        lines = self._forms[instance].lines % tuple(map(repr if isfinite(sum(values)) else _number, values))
+        lines = self._forms[instance].lines % (values if isfinite(sum(values)) else tuple(map(_Number, values)))
         return lines.replace(_SUBJECT, self._subjects[instance]) if self._added else lines
 
     def _form(self, labels: _Labels) -> _Form:
@@ -145,7 +150,7 @@ class Family:
                 left_out.append(number)
             else:
                 names[name] = None
-        return _Form(labels, "".join([f"{name} %s\n" for name in names]), frozenset(left_out) if left_out else _NONE)
+        return _Form(labels, "".join([f"{name} %r\n" for name in names]), frozenset(left_out) if left_out else _NONE)
 
     def _name(self, labels: tuple[str, ...]) -> str:
         written = [f'{name}="{escape(value)}"'.replace("%", "%%") for name, value in zip(self._metric.labels, labels, strict=True)]
