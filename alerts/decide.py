@@ -80,7 +80,7 @@ def decide(known: Known, result: CheckResult, policy: Policy, now: datetime) -> 
 
 def retire(known: Known, instance: str, policy: Policy, now: datetime) -> Decision:
     """What changes when a check instance is no longer configured: its alerts end, and incidents that only they held open."""
-    gone = tuple(replace(alert, state=AlertState.RESOLVED, resolved_at=now) for alert in known.alerts if alert.instance == instance)
+    gone = tuple(alert._replace(state=AlertState.RESOLVED, resolved_at=now) for alert in known.alerts if alert.instance == instance)
     return fold(known, gone, policy, now, because="no longer watched: removed from the configuration")
 
 
@@ -156,13 +156,13 @@ def _worsen(old: Alert | None, print_: str, finding: Finding, result: CheckResul
         )
     if old.state is AlertState.FIRING:
         if severity < old.severity:
-            return replace(old, severity=severity, summary=finding.summary, facts=finding.facts, good_runs=0, good_since=None)
-        return replace(old, good_runs=0, good_since=None)
+            return old._replace(severity=severity, summary=finding.summary, facts=finding.facts, good_runs=0, good_since=None)
+        return old._replace(good_runs=0, good_since=None)
     after, until = _confirms(old, policy)
     bad = min(old.bad_runs + 1, after)
-    seen_now = replace(old, severity=severity, summary=finding.summary, facts=finding.facts, bad_runs=bad, good_runs=0)
+    seen_now = old._replace(severity=severity, summary=finding.summary, facts=finding.facts, bad_runs=bad, good_runs=0)
     if bad >= after and now >= until:
-        return replace(seen_now, state=AlertState.FIRING, firing_since=now)
+        return seen_now._replace(state=AlertState.FIRING, firing_since=now)
     return seen_now
 
 
@@ -175,11 +175,11 @@ def _confirms(alert: Alert, policy: AlertPolicy) -> tuple[int, datetime]:
 
 def _improve(old: Alert, policy: AlertPolicy, now: datetime, *, flapping: bool) -> Alert:
     if old.state is AlertState.PENDING:
-        return replace(old, state=AlertState.RESOLVED, good_runs=1, bad_runs=0, resolved_at=now)
-    seen_now = replace(old, good_runs=min(old.good_runs + 1, policy.recover_after), good_since=old.good_since or now)
+        return old._replace(state=AlertState.RESOLVED, good_runs=1, bad_runs=0, resolved_at=now)
+    seen_now = old._replace(good_runs=min(old.good_runs + 1, policy.recover_after), good_since=old.good_since or now)
     if flapping or seen_now.good_runs < policy.recover_after or now < _recovers(seen_now, policy, now):
         return seen_now
-    return replace(seen_now, state=AlertState.RESOLVED, bad_runs=0, resolved_at=now)
+    return seen_now._replace(state=AlertState.RESOLVED, bad_runs=0, resolved_at=now)
 
 
 def _recovers(alert: Alert, policy: AlertPolicy, now: datetime) -> datetime:
@@ -224,9 +224,9 @@ def _attribute(old: Alert | None, alert: Alert, known: Known, policy: Policy) ->
     firing = [cause for cause in causes if cause.state is AlertState.FIRING and cause.group in known.incidents]
     if firing:
         root = min(firing, key=lambda cause: (cause.severity, cause.pending_since, cause.fingerprint))
-        return replace(alert, group=root.group)
+        return alert._replace(group=root.group)
     if causes:
-        return replace(alert, state=AlertState.PENDING, firing_since=None)
+        return alert._replace(state=AlertState.PENDING, firing_since=None)
     return alert
 
 
@@ -270,8 +270,7 @@ def fold(known: Known, changed: tuple[Alert, ...], policy: Policy, now: datetime
 def _release(incident: Incident, guests: list[Alert], now: datetime, because: str) -> Decision:
     """The cause is over. What it explained is looked at anew: it ends by itself within its next runs, or opens its own incident."""
     fresh = tuple(
-        replace(
-            alert,
+        alert._replace(
             group=alert.home,
             state=AlertState.PENDING,
             bad_runs=0,

@@ -23,6 +23,7 @@ from monitor.domain import (
     TimelineEntry,
     Transition,
 )
+from monitor.plugins import one_line
 
 EVIDENCE_LINES = 8
 MOST_LINES = 3
@@ -94,8 +95,12 @@ class Opening:
 
 
 def evidence_from(alert: Alert) -> tuple[str, ...]:
-    """What was seen, as lines."""
-    return tuple([f"{name}: {value}" for name, value in alert.facts[:EVIDENCE_LINES]])
+    """What was seen, as lines. Of a foreign alert: what it says that is not shown elsewhere."""
+    if alert.facts or not alert.is_foreign:
+        return tuple([f"{name}: {value}" for name, value in alert.facts[:EVIDENCE_LINES]])
+    said = [pair for pair in alert.annotations if pair[0] not in {"summary", "runbook_url"}]
+    said += [pair for pair in alert.labels if pair[0] not in {"alertname", "severity"}]
+    return tuple([f"{name}: {one_line(text)}" for name, text in said[:EVIDENCE_LINES]])
 
 
 def history_lines(news: Sequence[Alert], word: Callable[[Alert], str]) -> list[str]:

@@ -1,14 +1,15 @@
 """Alerts that others send in Alertmanager's form: what they mean here, how repeats merge, when they end. Pure."""
 
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
+from typing import NamedTuple
 
 from alerts.decide import Known, Policy, fold
-from alerts.fingerprint import fingerprint
+from alerts.fingerprint import fingerprints
 from monitor.domain import Alert, AlertState, Decision, Labels, Severity
-from monitor.plugins import are_lines, one_line
+from monitor.plugins import one_line
 
 INSTANCE = "alertmanager"
 """What foreign alerts have in place of a check instance."""
@@ -61,48 +62,92 @@ def service_of(labels: Mapping[str, str]) -> str:
 
 def accept(posted: PostedAlert, policy: PostedPolicy, guides: Container[str], now: datetime) -> Alert:
     """The alert that one posting stands for. Raises ``ValueError`` in plain words when it is not acceptable."""
-    labels, annotations = _words(posted.labels), _words(posted.annotations)
+    (found,) = accept_all([posted], policy, guides, now)
+    if isinstance(found, ValueError):
+        raise found
+    return found
+
+
+def accept_all(sent: Iterable[PostedAlert], policy: PostedPolicy, guides: Container[str], now: datetime) -> list[Alert | ValueError]:
+    """What each posting stands for, or why it is not acceptable. Many at once cost half."""
+    read = [_read(posted) for posted in sent]
+    prints = iter(fingerprints([tuple(words.labels) for words in read if isinstance(words, _Words)]))
+    found: list[Alert | ValueError] = []
+    for words in read:
+        if isinstance(words, ValueError):
+            found.append(words)
+            continue
+        try:
+            found.append(_accept(words, next(prints), policy, guides, now))
+        except ValueError as exc:
+            found.append(exc)
+    return found
+
+
+class _Words(NamedTuple):
+    """A posting whose words are acceptable, with what says something among them, sorted."""
+
+    posted: PostedAlert
+    labels: Labels
+    annotations: Labels
+
+
+def _read(posted: PostedAlert) -> _Words | ValueError:
+    labels, annotations = posted.labels, posted.annotations
+    texts = [*labels.values(), *annotations.values()]
+    if not all(texts) or "\0" in "".join(texts):
+        labels, annotations = _words(labels), _words(annotations)
+        texts = [*labels.values(), *annotations.values()]
     if not labels:
-        raise ValueError("at least one label pair required")
-    if not all(map(_is_name, labels)) or not all(map(_is_name, annotations)):
-        bad = next(name for name in (*labels, *annotations) if not _is_name(name))
-        raise ValueError(f"invalid label name {bad[:80]!r}")
-    if len(labels) + len(annotations) > MOST_LABELS or sum(map(len, (*labels.values(), *annotations.values()))) > MOST_CHARS:
-        raise ValueError(f"more than {MOST_LABELS} labels and annotations, or more than {MOST_CHARS} characters in them")
+        return ValueError("at least one label pair required")
+    bad = _bad_name((*labels, *annotations))
+    if bad is not None:
+        return ValueError(f"invalid label name {bad[:80]!r}")
+    if len(texts) > MOST_LABELS or sum(map(len, texts)) > MOST_CHARS:
+        return ValueError(f"more than {MOST_LABELS} labels and annotations, or more than {MOST_CHARS} characters in them")
+    return _Words(posted, tuple(sorted(labels.items())), tuple(sorted(annotations.items())))
+
+
+def _accept(words: _Words, print_: str, policy: PostedPolicy, guides: Container[str], now: datetime) -> Alert:
+    posted, identity, annotations = words
+    labels = dict(identity)
     starts_at = posted.starts_at or posted.ends_at or now
     if posted.starts_at is None and starts_at > now:
         starts_at = now
     ends_at = posted.ends_at or now + policy.resolve_after
     if ends_at < starts_at:
         raise ValueError("start time must be before end time")
-    group, service = policy.group_of(labels), service_of(labels)
-    identity, words = tuple(sorted(labels.items())), tuple(sorted(annotations.items()))
-    said = annotations.get("summary") or annotations.get("description") or annotations.get("message") or ""
+    group = policy.group_of(labels)
     over = ends_at <= now
     code = labels.get("incident")
     return Alert(
-        fingerprint=fingerprint(identity),
+        fingerprint=print_,
         instance=INSTANCE,
         group=group,
         home=group,
-        service=one_line(service, limit=100),
+        service=one_line(service_of(labels), limit=100),
         labels=identity,
         code=code if code is not None and code in guides else None,
         severity=policy.severity_of(labels),
-        summary=one_line(said, limit=SUMMARY_CHARS) or " ".join(f"{name}={text}" for name, text in identity)[:SUMMARY_CHARS],
-        facts=_facts(identity, words),
+        summary=_summary(dict(annotations)) or " ".join(f"{name}={text}" for name, text in identity)[:SUMMARY_CHARS],
+        facts=(),
         state=AlertState.RESOLVED if over else AlertState.FIRING,
         bad_runs=0 if over else 1,
         good_runs=1 if over else 0,
         pending_since=starts_at,
         firing_since=starts_at,
         resolved_at=ends_at if over else None,
-        annotations=words,
+        annotations=annotations,
         generator_url=posted.generator_url[:2000].replace("\0", ""),
         ends_at=ends_at,
         ends_unsaid=posted.ends_at is None,
         updated_at=now,
     )
+
+
+def _summary(annotations: Mapping[str, str]) -> str:
+    said = annotations.get("summary") or annotations.get("description") or annotations.get("message") or ""
+    return one_line(said, limit=SUMMARY_CHARS)
 
 
 def receive(known: Known, sent: Iterable[Alert], policy: Policy, now: datetime) -> Decision:
@@ -127,7 +172,7 @@ def lapse(known: Known, policy: Policy, now: datetime) -> Decision:
 def lapsed(alerts: Iterable[Alert], now: datetime) -> tuple[Alert, ...]:
     """Those that fire though their end has come, as they are from that end on."""
     over = [alert for alert in alerts if alert.ends_at is not None and alert.ends_at <= now and alert.state is AlertState.FIRING]
-    return tuple(replace(alert, state=AlertState.RESOLVED, resolved_at=alert.ends_at) for alert in over)
+    return tuple(alert._replace(state=AlertState.RESOLVED, resolved_at=alert.ends_at) for alert in over)
 
 
 def merge(old: Alert, new: Alert, now: datetime) -> Alert:
@@ -137,8 +182,7 @@ def merge(old: Alert, new: Alert, now: datetime) -> Alert:
     assert ends_at is not None
     if new.state is AlertState.FIRING and old.ends_at is not None and old.ends_at > ends_at and not old.ends_unsaid:
         ends_at, unsaid = old.ends_at, False
-    return replace(
-        new,
+    return new._replace(
         group=old.group,
         pending_since=starts_at,
         firing_since=starts_at,
@@ -151,20 +195,10 @@ def merge(old: Alert, new: Alert, now: datetime) -> Alert:
 
 def _words(sent: Mapping[str, str]) -> Mapping[str, str]:
     """Labels or annotations that say something, without what no database stores."""
-    if all(sent.values()) and "\0" not in "".join(sent.values()):
-        return sent
     return {name: text.replace("\0", "\ufffd") for name, text in sent.items() if text}
 
 
 @lru_cache(maxsize=4096)
-def _is_name(name: str) -> bool:
-    return name.isascii() and name.isidentifier()
-
-
-def _facts(labels: Labels, annotations: Labels) -> Labels:
-    """What is shown as evidence: the annotations that are not shown elsewhere, then the labels."""
-    told = [pair for pair in annotations if pair[0] != "summary" and pair[0] != "runbook_url"]
-    told += [pair for pair in labels if pair[0] != "alertname" and pair[0] != "severity"]
-    if are_lines([text for _, text in told]):
-        return tuple(told)
-    return tuple((name, one_line(text)) for name, text in told)
+def _bad_name(names: tuple[str, ...]) -> str | None:
+    """The first that is no label's name. Senders use few sets of names, in few orders."""
+    return next((name for name in names if not (name.isascii() and name.isidentifier())), None)

@@ -16,7 +16,7 @@ import structlog
 
 from alerts.decide import Known, Policy
 from alerts.muting import Muting
-from alerts.posted import PostedPolicy, accept, lapse, lapsed, receive
+from alerts.posted import PostedPolicy, accept_all, lapse, lapsed, receive
 from monitor.clock import Clock
 from monitor.domain import Alert, AlertPolicy, AlertState, Decision, Guide
 from monitor.engine import Engine
@@ -173,6 +173,7 @@ class Intake:
         sorting = _Sorting(self._picture, policy, self._guides, now)
         for waiting in batch:
             sorting.add(waiting)
+        sorting.accept()
         decided = self._receive(
             tuple(sorting.repeats.values()), sorting.sent, lambda known, sent, policy: receive(known, sent, policy, now), now
         )
@@ -223,6 +224,7 @@ class _Sorting:
         self._now = now
         self.repeats: dict[bytes, Repeat] = {}
         self._repeated: list[tuple[_Waiting, Posting]] = []
+        self._new: list[tuple[_Waiting, Posting]] = []
         self._whole: list[tuple[Posting, Alert]] = []
         self._news: set[bytes] = set()
         """Keys of what went the whole way: what follows in this batch goes after it."""
@@ -234,10 +236,14 @@ class _Sorting:
                 repeat = self._picture.repeat(posting, self._policy.resolve_after, self._now, self.repeats.get(posting.key))
             if repeat is None:
                 self._news.add(posting.key)
-                self._accept([(waiting, posting)])
+                self._new.append((waiting, posting))
             else:
                 self.repeats[posting.key] = repeat
                 self._repeated.append((waiting, posting))
+
+    def accept(self) -> None:
+        """Read what goes the whole way. Called once, when all is added."""
+        self._accept(self._new)
 
     def sent(self, all_met: bool) -> Sequence[Alert]:
         """What goes the whole way: when a repetition did not meet its row, everything, in its order."""
@@ -260,12 +266,13 @@ class _Sorting:
             else:
                 self._picture.drop(posting.key)
 
-    def _accept(self, postings: Iterable[tuple[_Waiting, Posting]]) -> None:
-        for waiting, posting in postings:
-            try:
-                self._whole.append((posting, accept(posting.read(), self._policy, self._guides, self._now)))
-            except ValueError as exc:
-                waiting.refused.append(str(exc))
+    def _accept(self, postings: Sequence[tuple[_Waiting, Posting]]) -> None:
+        found = accept_all([posting.read() for _, posting in postings], self._policy, self._guides, self._now)
+        for (waiting, posting), alert in zip(postings, found, strict=True):
+            if isinstance(alert, ValueError):
+                waiting.refused.append(str(alert))
+            else:
+                self._whole.append((posting, alert))
 
 
 def _wake(woken: "asyncio.Future[None]") -> None:

@@ -71,14 +71,6 @@ class Service:
 ONE_LINE_CHARS = 200
 
 
-def are_lines(texts: Sequence[str]) -> bool:
-    """Whether :func:`one_line` would leave each of them as it is; False where that takes a closer look."""
-    joined = "|".join(texts)
-    if not joined.isprintable() or "  " in joined or "| " in joined or " |" in joined or joined[:1] == " " or joined[-1:] == " ":
-        return False
-    return max(map(len, texts), default=0) <= ONE_LINE_CHARS
-
-
 def one_line(text: str, *, limit: int = ONE_LINE_CHARS) -> str:
     """A stranger's text made fit to show: control, bidirectional and line-end characters become single spaces, the rest is cut."""
     if len(text) <= limit and text.isprintable() and "  " not in text and text[:1] != " " != text[-1:]:
@@ -356,7 +348,6 @@ __all__ = [
     "Secret",
     "SecretSources",
     "Service",
-    "are_lines",
     "check",
     "collect",
     "notifier",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 from monitor.domain.core import Labels, Severity
 
@@ -27,9 +28,11 @@ class AlertPolicy:
     blind_severity: Severity = Severity.P2
 
 
-@dataclass(frozen=True, slots=True)
-class Alert:
-    """One symptom. ``fingerprint`` is a hash of ``labels`` only (alertname, check, service and the finding's own)."""
+class Alert(NamedTuple):
+    """One symptom. ``fingerprint`` is a hash of ``labels`` only (alertname, check, service and the finding's own).
+
+    A storm makes tens of thousands: a named tuple takes a fifth of the time that a frozen dataclass of as many fields does.
+    """
 
     fingerprint: str
     instance: str
@@ -40,6 +43,7 @@ class Alert:
     severity: Severity
     summary: str
     facts: tuple[tuple[str, str], ...]
+    """What a check saw. A foreign alert has labels and annotations instead."""
     state: AlertState
     bad_runs: int
     good_runs: int
@@ -65,6 +69,11 @@ class Alert:
     """Whether ``ends_at`` is our timeout rather than the sender's word."""
     updated_at: datetime | None = None
     """When a foreign alert was last sent."""
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether somebody else found it and sends it."""
+        return self.ends_at is not None
 
 
 @dataclass(frozen=True, slots=True)

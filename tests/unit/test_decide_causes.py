@@ -1,6 +1,5 @@
 """Root causes: what a fallen service explains joins its incident, pages nobody, and is looked at anew when the cause is over."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import given
@@ -222,6 +221,6 @@ def test_whatever_happens_every_trigger_gets_its_resolve_and_nothing_stays_silen
 def test_an_alert_written_before_causes_were_known_still_resolves() -> None:
     world = World()
     world.see("http/auth", times=2)
-    world.alerts = {print_: replace(alert, fells=False) for print_, alert in world.alerts.items()}
+    world.alerts = {print_: alert._replace(fells=False) for print_, alert in world.alerts.items()}
     world.see("http/auth", bad=False, times=2)
     assert world.open() == {}

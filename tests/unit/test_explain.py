@@ -48,11 +48,11 @@ def test_a_step_that_will_reach_nobody_is_foreseen() -> None:
 
 def test_one_that_is_over_waits_for_nothing() -> None:
     over = escalation.resolve(OPEN, T0 + 5 * MINUTE, "well").incidents[-1]
-    ended = replace(alert(), state=AlertState.RESOLVED, resolved_at=T0 + 5 * MINUTE)
+    ended = alert()._replace(state=AlertState.RESOLVED, resolved_at=T0 + 5 * MINUTE)
     found = explain(over, [ended], Muting(), People(), T0 + 6 * MINUTE)
     assert (found.coming, found.ends) == ((), "it is over since 2026-03-01 12:05:00 UTC")
 
 
 def test_an_alert_that_tells_nobody_yet_says_how_many_runs_are_missing() -> None:
-    pending = replace(alert(), state=AlertState.PENDING, bad_runs=1)
+    pending = alert()._replace(state=AlertState.PENDING, bad_runs=1)
     assert "pending, 1 of 3 bad runs in a row: nobody is told yet" in describe(pending, policy=AlertPolicy(fail_after=3))

@@ -1,6 +1,5 @@
 """Foreign alerts: what is accepted, how repeats merge, when they end. By tables and against Alertmanager's own rule of merging."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -8,9 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alerts.decide import Known, Policy
-from alerts.posted import PostedAlert, PostedPolicy, accept, lapse, receive
-from monitor.domain import Alert, AlertPolicy, AlertState, Decision, EscalationStep, Incident, IncidentState, Severity, Transition
-from monitor.plugins import are_lines, one_line
+from alerts.fingerprint import fingerprint, fingerprints
+from alerts.posted import PostedAlert, PostedPolicy, accept, accept_all, lapse, receive
+from monitor.domain import (
+    Alert,
+    AlertPolicy,
+    AlertState,
+    Decision,
+    EscalationStep,
+    Incident,
+    IncidentState,
+    Labels,
+    Severity,
+    Transition,
+    pairs,
+)
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -142,12 +153,26 @@ def test_any_sending_leaves_begin_and_end_in_order_and_no_trigger_without_its_en
 
 def test_texts_no_database_can_carry_are_made_fit() -> None:
     alert = take(LABELS | {"path": "a\0b"}, annotations={"summary": "x\0\u202ey"}, generator_url="http://p/\0")
-    assert "\0" not in repr(replace(alert, facts=()))
+    assert "\0" not in repr(alert)
     assert dict(alert.labels)["path"] == "a\ufffdb"
 
 
-@given(st.lists(st.text(st.sampled_from('a |"\n\u202e'), max_size=6), max_size=4))
-def test_a_look_at_all_texts_at_once_lets_pass_only_what_is_fit_to_show(texts: list[str]) -> None:
-    assert not are_lines(texts) or [one_line(text) for text in texts] == texts
-    assert are_lines(["x" * 200, "Disk of host1 is nearly full", "a|b"])
-    assert not are_lines(["x" * 201])
+HOSTILE_LABELS = st.dictionaries(st.text(max_size=4), st.text(st.characters(), max_size=30), max_size=4).map(pairs)
+
+
+@given(st.lists(HOSTILE_LABELS, max_size=6), st.integers(0, 300), st.sampled_from((1, 3, 40)))
+def test_many_fingerprints_at_once_are_those_of_each(few: list[Labels], many: int, spread: int) -> None:
+    alike = [pairs({"alertname": "DiskFull", "instance": f"host{number % 7}" * (1 + number % spread)}) for number in range(many)]
+    labels = [*few, *alike, *few]
+    assert fingerprints(labels) == [fingerprint(one) for one in labels]
+
+
+def test_of_many_postings_those_that_are_not_acceptable_are_told_apart() -> None:
+    names = [{"alertname": f"Disk{number}"} for number in range(30)]
+    bad = [{}, {"no name": "x"}, {"alertname": ""}, {"alertname": "x" * 20_000}]
+    sent = [PostedAlert(labels) for pair in zip(names, [*bad, *names[4:]], strict=True) for labels in pair]
+    late = PostedAlert(LABELS, starts_at=T0, ends_at=T0 - MINUTE)
+    found = accept_all([*sent, late], PostedPolicy(), (), T0)
+    assert [isinstance(one, ValueError) for one in found] == [*[number in (1, 3, 5, 7) for number in range(60)], True]
+    for posted, one in zip(sent, found, strict=False):
+        assert isinstance(one, ValueError) or one == accept(posted, PostedPolicy(), (), T0)
