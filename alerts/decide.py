@@ -303,12 +303,13 @@ def _grow(incident: Incident, news: Iterable[Alert], firing: Iterable[Alert], po
     doubtful = any(alert.doubts and alert.home == incident.group for alert in firing)
     proven = [alert for alert in news if alert.home == incident.group or not doubtful]
     worse = [alert for alert in proven if alert.state is AlertState.FIRING and alert.severity < incident.severity]
+    said = Decision(timeline=entries)
     if not worse:
-        return join(settled, Decision(timeline=entries))
+        return join(settled, said) if settled else said
     worst = min(worse, key=lambda alert: (alert.severity, alert.fingerprint))
     raised = replace(incident, severity=worst.severity, summary=worst.summary, evidence=evidence_from(worst))
     response = policy.responses.get(worst.severity, ResponsePolicy())
-    return join(settled, Decision(timeline=entries), escalation.raise_(raised, policy.chains[worst.severity], now, policy.people, response))
+    return join(settled, said, escalation.raise_(raised, policy.chains[worst.severity], now, policy.people, response))
 
 
 def settle(incident: Incident, firing: Iterable[Alert], policy: Policy, now: datetime) -> Decision:

@@ -36,31 +36,33 @@ _INCIDENT_STATES = {state.value: state for state in IncidentState}
 
 
 def alert_values(alert: Alert) -> tuple[Any, ...]:
+    (fingerprint, instance, group, labels, code, severity, summary, facts, state, bad_runs, good_runs, pending_since, service, home, fells,
+     doubts, firing_since, resolved_at, good_since, annotations, generator_url, ends_at, ends_unsaid, updated_at) = alert  # fmt: skip
     return (
-        alert.fingerprint,
-        alert.instance,
-        alert.group,
-        alert.service,
-        alert.home,
-        alert.fells,
-        alert.doubts,
-        _text(alert.labels),
-        alert.code,
-        int(alert.severity),
-        alert.summary,
-        _text(alert.facts),
-        alert.state.value,
-        alert.bad_runs,
-        alert.good_runs,
-        micros(alert.pending_since),
-        _micros(alert.firing_since),
-        _micros(alert.resolved_at),
-        _micros(alert.good_since),
-        _text(alert.annotations),
-        alert.generator_url,
-        _micros(alert.ends_at),
-        alert.ends_unsaid,
-        _micros(alert.updated_at),
+        fingerprint,
+        instance,
+        group,
+        service,
+        home,
+        fells,
+        doubts,
+        _text(labels),
+        code,
+        int(severity),
+        summary,
+        _text(facts),
+        state.value,
+        bad_runs,
+        good_runs,
+        micros(pending_since),
+        _micros(firing_since),
+        _micros(resolved_at),
+        _micros(good_since),
+        _text(annotations),
+        generator_url,
+        _micros(ends_at),
+        ends_unsaid,
+        _micros(updated_at),
     )
 
 
@@ -128,6 +130,14 @@ def incident_values(incident: Incident) -> tuple[Any, ...]:
 
 
 def incident_from(row: Sequence[Any]) -> Incident:
+    """The same incident is read again with each batch of alerts that joins it: where a row is nothing but texts and numbers, once."""
+    try:
+        return _incident_of(tuple(row))
+    except TypeError:  # PostgreSQL's driver has made lists of JSON already
+        return _incident(row)
+
+
+def _incident(row: Sequence[Any]) -> Incident:
     (id_, group, code, service, severity, state, title, summary, evidence, first_step, opened_at, chain, chain_since, told, step,
      next_escalation_at, acked_at, acked_by, resolved_at, response, asked, muted, muted_at, breached_at, ack_expires_at, remind_at,
      _wake_at) = row  # fmt: skip
@@ -159,6 +169,9 @@ def incident_from(row: Sequence[Any]) -> Incident:
         ack_expires_at=_moment(ack_expires_at),
         remind_at=_moment(remind_at),
     )
+
+
+_incident_of = lru_cache(maxsize=256)(_incident)
 
 
 def silence_from(row: Sequence[Any]) -> Silence:
