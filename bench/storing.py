@@ -12,6 +12,7 @@ from alerts.decide import Policy, decide, groups_of
 from bench.processes import answer_commands
 from checks.http_health import DOWN
 from monitor.domain import AlertPolicy, AlertState, CheckResult, EscalationStep, Observed, Outcome, Severity
+from monitor.runhours import RunHours
 from monitor.store import Store
 
 BATCH = 1_000
@@ -34,8 +35,11 @@ def record(store: Store, count: int) -> int:
     """Record ``count`` results, rounded up to whole batches, each batch one durable commit. Returns how many."""
     batches = [[result(number, bad=False, now=START + timedelta(minutes=batch)) for number in range(BATCH)] for batch in range(10)]
     rounds = -(-count // BATCH)
+    hours = RunHours()
     for number in range(rounds):
-        store.history.record(batches[number % len(batches)])
+        for one in batches[number % len(batches)]:
+            hours.see(one)
+        store.history.record(hours.take())
     return rounds * BATCH
 
 

@@ -4,7 +4,6 @@ The store is the truth about alerts and incidents; in memory are only the latest
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -25,6 +24,7 @@ from monitor.flaps import KEPT_AS, Flaps
 from monitor.memory import Memory
 from monitor.plugins import one_line
 from monitor.policies import causes_of, policy_of
+from monitor.runhours import RunHours
 from monitor.runner import Runner
 from monitor.store import Store, StoreThread
 from monitor.stretches import Stretches
@@ -38,8 +38,6 @@ CHANGED_AT_ONCE = 500
 """Incidents."""
 MOST_SAID = 20
 """Lines of incidents' histories that one decision logs, and one about alerts that joined or left; all of them are stored."""
-MAX_UNSAVED = 100_000
-"""Results kept for the history while the store cannot be written; the oldest are dropped first."""
 
 UPKEEP = "upkeep/monitor"
 NO_CHECKS = frozenset({INSTANCE, "delivery/monitor", UPKEEP})
@@ -88,7 +86,7 @@ class Engine:
         self._undecided: set[str] = set()
         """Instances whose finding is not committed yet. What they kept is written later: a kill -9 would lose the finding."""
         self._stretches = Stretches()
-        self._unsaved: deque[CheckResult] = deque(maxlen=MAX_UNSAVED)
+        self._hours = RunHours()
         self._next_prune = clock.monotonic()
         self.each_round: Callable[[], Awaitable[None]] = _nothing
         """Called in every round of ``serve``; may raise ``StoreError``."""
@@ -126,7 +124,7 @@ class Engine:
             return None
         self.latest[instance.key] = result
         self.flaps.see(instance.key, result.outcome)
-        self._unsaved.append(result)
+        self._hours.see(result)
         self._on_result(result)
         quiet = result.outcome is Outcome.OK and instance.key not in self._unquiet
         self._stretches.see(instance, result, quiet=quiet)
@@ -181,12 +179,11 @@ class Engine:
 
     async def flush(self, *, whole: bool = False) -> None:
         """Write the history collected so far; ``whole`` leaves none for later. Raises ``StoreError``, keeping what was not written."""
-        batch = list(self._unsaved)
-        self._unsaved.clear()
+        hours = self._hours.take()
         try:
-            await self._thread(self._store.history.record, batch)
+            await self._thread(self._store.history.record, hours)
         except StoreError:
-            self._unsaved = deque([*batch, *self._unsaved], maxlen=MAX_UNSAVED)
+            self._hours.give_back(hours)
             raise
         stretches = self._stretches.take(self._clock.monotonic(), whole=whole)
         try:

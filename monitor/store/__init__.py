@@ -3,7 +3,7 @@
 from monitor.errors import StoreError
 from monitor.store.database import BUSY_TIMEOUT_S, Database, open_readable
 from monitor.store.heartbeats import HeartbeatStore
-from monitor.store.history import AuditJournal, History, ReportLog, RunCount, hour_of
+from monitor.store.history import AuditJournal, History, ReportLog, RunCount, RunHour, hour_of
 from monitor.store.incidents import IncidentStore
 from monitor.store.kept import KeptStore
 from monitor.store.knowing import Causes
@@ -65,6 +65,7 @@ __all__ = [
     "Repeat",
     "ReportLog",
     "RunCount",
+    "RunHour",
     "Sent",
     "SilenceStore",
     "Store",

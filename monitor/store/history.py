@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import Dialect, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from monitor.domain import AuditEntry, CheckResult
+from monitor.domain import AuditEntry, Outcome
+from monitor.store.bulk import Statement, untyped
 from monitor.store.database import Database
+from monitor.store.plain_rows import micros
 from monitor.store.schema import audit, reports, run_hours
 
 
@@ -27,42 +29,54 @@ class RunCount:
     max_s: float
 
 
+_COLUMNS = tuple(one.name for one in run_hours.columns)
+
+
+@dataclass(slots=True)
+class RunHour:
+    """Runs of one check instance in one hour, to be added to those that are stored. The names are those of the columns."""
+
+    instance: str
+    hour: datetime
+    check_name: str
+    service: str
+    ok: int = 0
+    found: int = 0
+    blind: int = 0
+    duration_sum_s: float = 0.0
+    duration_max_s: float = 0.0
+
+    def add(self, outcome: Outcome, duration_s: float) -> None:
+        if outcome is Outcome.OK:
+            self.ok += 1
+        elif outcome is Outcome.FOUND:
+            self.found += 1
+        else:
+            self.blind += 1
+        self.duration_sum_s += duration_s
+        self.duration_max_s = max(self.duration_max_s, duration_s)
+
+    def merge(self, other: "RunHour") -> None:
+        self.ok += other.ok
+        self.found += other.found
+        self.blind += other.blind
+        self.duration_sum_s += other.duration_sum_s
+        self.duration_max_s = max(self.duration_max_s, other.duration_max_s)
+
+
 class History:
-    """Hourly counts. A batch of results is one transaction and one row per instance and hour."""
+    """Hourly counts: one row per instance and hour."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._adding = _adding(database.dialect)
 
-    def record(self, results: Sequence[CheckResult]) -> None:
-        """Add results to their hours."""
-        rows: dict[tuple[str, datetime], dict[str, Any]] = {}
-        for result in results:
-            hour = hour_of(result.started_at)
-            row = rows.get((result.instance, hour))
-            if row is None:
-                row = rows[result.instance, hour] = {
-                    "instance": result.instance,
-                    "hour": hour,
-                    "check_name": result.check,
-                    "service": result.service,
-                    "ok": 0,
-                    "found": 0,
-                    "blind": 0,
-                    "duration_sum_s": 0.0,
-                    "duration_max_s": 0.0,
-                }
-            row[result.outcome.value] += 1
-            row["duration_sum_s"] += result.duration_s
-            row["duration_max_s"] = max(row["duration_max_s"], result.duration_s)
-        if not rows:
+    def record(self, hours: Sequence[RunHour]) -> None:
+        """Add them to what is stored, in one transaction."""
+        if not hours:
             return
-        build: Any = sqlite.insert if self._database.is_sqlite else postgresql.insert
-        new = build(run_hours)
-        largest = func.max if self._database.is_sqlite else func.greatest
-        added = {name: run_hours.c[name] + new.excluded[name] for name in ("ok", "found", "blind", "duration_sum_s")}
-        added["duration_max_s"] = largest(run_hours.c.duration_max_s, new.excluded.duration_max_s)
         with self._database.write() as connection:
-            connection.execute(new.on_conflict_do_update(index_elements=["instance", "hour"], set_=added), list(rows.values()))
+            self._adding.run(connection, [_values(one) for one in hours])
 
     def counts(self, since: datetime, until: datetime) -> tuple[RunCount, ...]:
         """Per instance, over the whole hours that begin in ``[since, until)``."""
@@ -88,6 +102,31 @@ class History:
     def prune(self, before: datetime) -> None:
         with self._database.write() as connection:
             connection.execute(delete(run_hours).where(run_hours.c.hour < before))
+
+
+def _adding(dialect: Dialect) -> Statement:
+    is_sqlite = dialect.name == "sqlite"
+    new: Any = (sqlite.insert if is_sqlite else postgresql.insert)(untyped(run_hours))
+    known = run_hours.c
+    largest = func.max if is_sqlite else func.greatest
+    added = {name: known[name] + new.excluded[name] for name in ("ok", "found", "blind", "duration_sum_s")}
+    added["duration_max_s"] = largest(known.duration_max_s, new.excluded.duration_max_s)
+    return Statement(new.on_conflict_do_update(index_elements=["instance", "hour"], set_=added), _COLUMNS, dialect, _COLUMNS)
+
+
+def _values(one: RunHour) -> tuple[Any, ...]:
+    """In the order of ``_COLUMNS``."""
+    return (
+        one.instance,
+        micros(one.hour),
+        one.check_name,
+        one.service,
+        one.ok,
+        one.found,
+        one.blind,
+        one.duration_sum_s,
+        one.duration_max_s,
+    )
 
 
 class ReportLog:

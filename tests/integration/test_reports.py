@@ -15,10 +15,10 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 from alerts.email import EmailConfig
 from alerts.email import email as email_notifier
 from monitor.config.settings import Channel, DailyReport, Settings
-from monitor.domain import CheckResult, Observed, Outcome
+from monitor.domain import Observed
 from monitor.plugins import CheckContext
 from monitor.reports import Reports, last_due, period_end, period_key
-from monitor.store import Store, StoreThread
+from monitor.store import RunHour, Store, StoreThread, hour_of
 from tests.support.monitoring import free_port
 from tests.support.world import ManualClock, instance, settings, until
 
@@ -63,7 +63,7 @@ async def serving(chosen: Settings, clock: ManualClock, store: Store) -> AsyncIt
 
 
 def watched(store: Store, at: datetime) -> None:
-    store.history.record([CheckResult("look/auth", "look", "auth", Outcome.OK, at, 0.1)])
+    store.history.record([RunHour("look/auth", hour_of(at), "look", "auth", ok=1, duration_sum_s=0.1, duration_max_s=0.1)])
 
 
 async def test_a_report_missed_while_stopped_is_sent_once_after_the_start(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from monitor.domain import (
     Transition,
 )
 from monitor.errors import StoreError, UsageError
-from monitor.store import Causes, Database, Recorded, Store, StretchStore
+from monitor.store import Causes, Database, Recorded, RunHour, Store, StretchStore, hour_of
 from monitor.store.claims import Claimant, Voice
 from monitor.store.database import MIGRATIONS, read_revisions
 from monitor.stretches import Seen, Stretch
@@ -207,7 +207,9 @@ def test_an_unknown_incident_is_one_clear_error(store: Store, wrong: str) -> Non
 def test_history_adds_up_and_is_pruned(store: Store) -> None:
     for minute in range(90):
         outcome = Outcome.BLIND if minute % 30 == 0 else Outcome.OK
-        store.history.record([result(outcome, at=T0 + timedelta(minutes=minute))])
+        one = RunHour("look/auth", hour_of(T0 + timedelta(minutes=minute)), "look", "auth")
+        one.add(outcome, 0.25)
+        store.history.record([one])
     store.history.record([])
     (count,) = store.history.counts(T0, T0 + timedelta(hours=2))
     assert (count.ok, count.blind, count.found, count.mean_s, count.max_s) == (87, 3, 0, 0.25, 0.25)
