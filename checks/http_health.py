@@ -235,5 +235,7 @@ def _seconds(seconds: float) -> str:
 
 
 def _without_credentials(url: str) -> str:
+    if "@" not in url:
+        return url
     host = urlsplit(url).netloc
-    return url.replace(f"{host}", host.rpartition("@")[2], 1) if "@" in host else url
+    return url.replace(host, host.rpartition("@")[2], 1)
