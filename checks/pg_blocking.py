@@ -42,9 +42,9 @@ async def pg_blocking(ctx: CheckContext, cfg: Config) -> Observed:
 
 def judge(rows: list[Row], cfg: Config, *, service: str) -> Observed:
     """What the chains mean; one row per root. Pure."""
-    victims = sum(row["victims"] for row in rows)
+    waiting = rows[0]["waiting"] if rows else 0
     longest = max((float(row["longest_s"] or 0) for row in rows), default=0.0)
-    samples = (BLOCKED(victims), LONGEST(longest))
+    samples = (BLOCKED(waiting), LONGEST(longest))
     bad = [row for row in rows if (row["longest_s"] or 0) >= cfg.wait_after]
     if not bad:
         return Observed(samples)
@@ -56,18 +56,22 @@ def judge(rows: list[Row], cfg: Config, *, service: str) -> Observed:
         facts["to end the first root"] = f"SELECT pg_terminate_backend({bad[0]['root']});"
     if len(bad) > len(listed):
         facts["more"] = f"{len(bad) - len(listed)} roots not listed"
-    who = "1 session waits" if victims == 1 else f"{victims} sessions wait"
+    who = "1 session waits" if waiting == 1 else f"{waiting} sessions wait"
     summary = f"{who} for a lock, the longest for {longest:.0f} s, because of {_root(bad[0])} ({service})"
     return Observed(samples, (BLOCKED_SESSIONS(summary, facts=facts, value=longest),))
 
 
 def _root(row: Row) -> str:
+    if row["root"] is None:
+        return "each other"
     return f"pid {row['root']}" if row["root"] else "a prepared transaction"
 
 
 def _describe(row: Row) -> str:
     wanted = ", ".join(one_line(str(lock), limit=60) for lock in (row["wanted"] or [])[:3])
     waits = f"{row['victims']} waiting, {row['longest_s'] or 0:.0f} s at most, for {wanted}"
+    if row["root"] is None:
+        return f"{waits}; a deadlock, which the server ends after deadlock_timeout"
     if not row["root"]:
         return f"{waits}; find it in pg_prepared_xacts"
     who = f"{one_line(row['username'] or row['kind'] or '?', limit=40)} by {one_line(row['application'] or '(unset)', limit=40)}"
@@ -75,25 +79,27 @@ def _describe(row: Row) -> str:
 
 
 # pg_blocking_pids() takes the lock manager's locks, so only who waits for a heavyweight lock is asked about.
-# Pid 0 is a prepared transaction.
+# A session's blockers are also those ahead of it in the queue: from the roots each pair is met once, from the victims every path would be.
+# Pid 0 is a prepared transaction; without a root are those that wait for each other, until the server ends their deadlock.
 CHAINS = """
 WITH RECURSIVE waits AS MATERIALIZED (
     SELECT a.pid, blocker FROM pg_stat_activity a CROSS JOIN LATERAL unnest(pg_blocking_pids(a.pid)) AS blocker
     WHERE a.wait_event_type = 'Lock'
-), chain AS (
-    SELECT pid AS victim, blocker, ARRAY[pid, blocker] AS path FROM waits
-    UNION ALL
-    SELECT c.victim, w.blocker, c.path || w.blocker FROM chain c JOIN waits w ON w.pid = c.blocker
-    WHERE w.blocker <> ALL (c.path) AND cardinality(c.path) < 20
 ), roots AS (
-    SELECT DISTINCT victim, blocker AS root FROM chain c WHERE NOT EXISTS (SELECT FROM waits w WHERE w.pid = c.blocker)
+    SELECT w.blocker AS root, w.pid AS victim FROM waits w WHERE NOT EXISTS (SELECT FROM waits b WHERE b.pid = w.blocker)
+    UNION
+    SELECT r.root, w.pid FROM roots r JOIN waits w ON w.blocker = r.victim
+), victims AS (
+    SELECT root, victim FROM roots
+    UNION ALL
+    SELECT DISTINCT NULL::int, w.pid FROM waits w WHERE NOT EXISTS (SELECT FROM roots r WHERE r.victim = w.pid)
 )
-SELECT r.root, ra.backend_type AS kind, count(DISTINCT r.victim)::int AS victims,
+SELECT r.root, ra.backend_type AS kind, count(DISTINCT r.victim)::int AS victims, (SELECT count(DISTINCT pid)::int FROM waits) AS waiting,
        max(extract(epoch FROM clock_timestamp() - l.waitstart))::float8 AS longest_s,
        ra.usename::text AS username, ra.application_name AS application, ra.state,
        extract(epoch FROM clock_timestamp() - ra.xact_start)::float8 AS xact_s, left(ra.query, 1000) AS query,
        array_agg(DISTINCT l.mode || ' on ' || coalesce(c.relname, l.locktype)) FILTER (WHERE l.mode IS NOT NULL) AS wanted
-FROM roots r
+FROM victims r
 LEFT JOIN pg_stat_activity ra ON ra.pid = r.root
 LEFT JOIN pg_locks l ON l.pid = r.victim AND NOT l.granted
 LEFT JOIN pg_class c ON c.oid = l.relation AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())

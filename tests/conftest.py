@@ -40,7 +40,7 @@ def memory() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def pg18() -> Iterator[Cluster]:
-    """PostgreSQL 18, 60 connections, superuser ``postgres``."""
+    """PostgreSQL 18, 60 connections, superuser ``postgres``; transactions can be prepared, and changes decoded."""
     yield from _cluster(None)
 
 
@@ -82,7 +82,7 @@ def fresh_database(cluster: Cluster) -> Iterator[str]:
 def _cluster(bin_dir: Path | None) -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="monitor-pg-"))
     folder.chmod(0o755)
-    cluster = Cluster(folder / "data", bin_dir=bin_dir)
+    cluster = Cluster(folder / "data", bin_dir=bin_dir, settings={"max_prepared_transactions": "10", "wal_level": "logical"})
     try:
         yield cluster.start()
     finally:

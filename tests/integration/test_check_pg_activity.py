@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import psycopg
 import pytest
@@ -37,24 +37,31 @@ def value(observed: Observed, metric: str) -> float:
 @contextmanager
 def running(dsn: str, *statements: str, application: str = "report") -> Iterator[psycopg.Connection]:
     """A session that runs the last statement in a thread until the end of the block."""
-    connection = psycopg.connect(dsn, application_name=application)
     *before, last = statements
-    for statement in before:
-        connection.execute(statement.encode())
+    with psycopg.connect(dsn, application_name=application) as connection:
+        for statement in before:
+            connection.execute(statement.encode())
+        with busy(connection, last):
+            yield connection
+        connection.rollback()
+
+
+@contextmanager
+def busy(connection: psycopg.Connection, statement: str) -> Iterator[None]:
+    """The session runs the statement in a thread, until the end of the block at most."""
 
     def run() -> None:
-        with pytest.raises(psycopg.errors.QueryCanceled):
-            connection.execute(last.encode())
+        with suppress(psycopg.errors.QueryCanceled):
+            connection.execute(statement.encode())
 
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        yield connection
+        yield
     finally:
         while thread.is_alive():
             connection.cancel()
             thread.join(0.1)
-        connection.close()
 
 
 async def until_found(check: AnyCheck, ctx: CheckContext, **config: object) -> Observed:
@@ -158,6 +165,82 @@ async def test_the_root_of_a_chain_is_named(database: str, ctx: CheckContext) ->
                 assert dict(finding.facts)["to end the first root"] == f"SELECT pg_terminate_backend({root.info.backend_pid});"
                 assert "AccessExclusiveLock on orders" in str(finding.facts)
                 assert (await look(pg_blocking, ctx)).findings == ()  # nobody has waited for 30 s yet
+
+
+UPDATE = "UPDATE orders SET n = n + 1 WHERE id = 1"
+UPDATE_2 = "UPDATE orders SET n = n + 1 WHERE id = 2"
+
+
+@pytest.fixture
+def orders(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as admin:
+        admin.execute("CREATE TABLE orders (id int PRIMARY KEY, n int)")
+        admin.execute("INSERT INTO orders VALUES (1, 0), (2, 0)")
+
+
+async def until_waiting(ctx: CheckContext, number: int) -> Observed:
+    """Look until so many sessions wait; what is then found."""
+    async with asyncio.timeout(20):
+        while value(observed := await look(pg_blocking, ctx, wait_after="1ms"), "monitor_pg_blocked_sessions") != number:
+            await asyncio.sleep(0.05)
+        return observed
+
+
+@pytest.mark.usefixtures("orders")
+async def test_a_crowd_that_updates_one_row_waits_for_one_root(database: str, ctx: CheckContext) -> None:
+    """Each waits for all that are ahead of it too: so many ways lead to the root that nobody can walk them all."""
+    with psycopg.connect(database) as root, ExitStack() as crowd:
+        root.execute(UPDATE.encode())
+        for _ in range(32):
+            crowd.enter_context(running(database, UPDATE))
+        (finding,) = (await until_waiting(ctx, 32)).findings
+        assert f"because of pid {root.info.backend_pid}" in finding.summary
+        assert dict(finding.facts)[f"pid {root.info.backend_pid}"].startswith("32 waiting")
+        assert [name for name, _ in finding.facts if name.startswith("pid")] == [f"pid {root.info.backend_pid}"]
+
+
+@pytest.mark.usefixtures("orders")
+async def test_who_waits_for_two_is_one_that_waits(database: str, ctx: CheckContext) -> None:
+    with psycopg.connect(database) as one, psycopg.connect(database) as other:
+        for reader in (one, other):
+            reader.execute("SELECT * FROM orders WHERE id = 1 FOR SHARE")
+        with running(database, "LOCK TABLE orders IN ACCESS EXCLUSIVE MODE"):
+            (finding,) = (await until_waiting(ctx, 1)).findings
+            assert finding.summary.startswith("1 session waits")
+            assert {name for name, _ in finding.facts if name.startswith("pid")} == {f"pid {s.info.backend_pid}" for s in (one, other)}
+
+
+@pytest.mark.usefixtures("orders")
+async def test_a_prepared_transaction_can_be_the_root(database: str, ctx: CheckContext) -> None:
+    with psycopg.connect(database) as forgotten:
+        forgotten.execute(UPDATE.encode())
+        forgotten.execute("PREPARE TRANSACTION 'root'")
+    try:
+        with running(database, UPDATE), running(database, UPDATE):
+            (finding,) = (await until_waiting(ctx, 2)).findings
+            assert "2 sessions wait" in finding.summary
+            assert "because of a prepared transaction" in finding.summary
+            assert dict(finding.facts)["a prepared transaction"].startswith("2 waiting")
+            assert "to end the first root" not in dict(finding.facts)
+    finally:
+        with psycopg.connect(database, autocommit=True) as admin:
+            admin.execute("ROLLBACK PREPARED 'root'")
+
+
+@pytest.mark.usefixtures("orders")
+async def test_who_waits_for_each_other_is_told_until_the_server_ends_it(database: str, ctx: CheckContext) -> None:
+    """A circle has no root: it is no reason to see nothing, nor to look for ever."""
+    with psycopg.connect(database) as one, psycopg.connect(database) as other:
+        for session, update in ((one, UPDATE), (other, UPDATE_2)):
+            session.execute("SET deadlock_timeout = '10min'")
+            session.execute(update.encode())
+        with busy(one, UPDATE_2), busy(other, UPDATE), running(database, "SET deadlock_timeout = '10min'", UPDATE_2):
+            (finding,) = (await until_waiting(ctx, 3)).findings
+            assert "3 sessions wait" in finding.summary
+            assert "because of each other" in finding.summary
+            assert "a deadlock" in dict(finding.facts)["each other"]
+        for session in (one, other):
+            session.rollback()
 
 
 @pytest.mark.parametrize("check", ALL, ids=lambda check: check.name)
