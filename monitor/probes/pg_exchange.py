@@ -6,14 +6,14 @@ is held while another runs. What fails spoils nothing else: whom an error left o
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import cast
 
 import psycopg
 from psycopg import errors, pq
 from psycopg.adapt import PyFormat, Transformer
-from psycopg.sql import Composed
 
 from monitor.probes_contract import Row, Statement
 
@@ -24,6 +24,7 @@ _STALE = (errors.InvalidSqlStatementName, errors.FeatureNotSupported)
 """A table has changed since its statement was planned ("cached plan must not change result type"), or an error left out the planning."""
 
 _ROWS, _DONE, _FAILED = pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.FATAL_ERROR
+_END = pq.ExecStatus.PIPELINE_SYNC
 
 _LAST_WORDS = (b"FATAL", b"PANIC")
 """After these the server closes the connection: it was ended by an administrator, or goes down."""
@@ -39,38 +40,38 @@ class Request:
 
     asked: Asked
     answer: "asyncio.Future[list[list[Row]]]"
+    due: float
+    """When the caller is told that no answer has come, by the loop's clock."""
     sent: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class _Plan:
-    """A statement that the server keeps planned, and what its rows look like as soon as that is known."""
+    """How a statement is asked: where it has a name, the server keeps it planned."""
 
-    name: bytes
+    text: str
+    types: tuple[int, ...]
+    name: bytes = b""
+    is_sent: bool = False
+    """Whether the server was told to plan it."""
+    is_awaited: bool = False
+    """Whether that has a result, which is still to come: it is in front of the result of the first statement that uses the plan."""
     columns: tuple[str, ...] = ()
+    """What its rows look like, as soon as that is known."""
+
+
+_Command = tuple[_Plan, Sequence[object], Sequence[pq.Format]]
+"""One statement to be sent: its values, and how they are written."""
+
+_Answer = list[Row] | psycopg.Error | UnicodeError | None
+"""Of one command: its rows, or its error, or nothing after the error of an earlier one."""
 
 
 @dataclass(slots=True, eq=False)
-class _Step:
-    """One statement on its way. ``rows`` or ``error`` come with its results; neither where an earlier one failed."""
-
-    query: bytes
-    values: Sequence[object]
-    types: tuple[int, ...]
-    formats: Sequence[pq.Format]
-    plan: _Plan | None = None
-    results: int = 1
-    """Results that it will bring: two when it is prepared on the way."""
-    rows: list[Row] | None = None
-    error: psycopg.Error | UnicodeError | None = None
-
-
-@dataclass(slots=True)
 class _Sent:
     request: Request
-    steps: list[_Step]
-    own: list[_Step]
-    """Of the steps, those that are sent for this request itself."""
+    commands: list[_Command]
+    """Without the first where an earlier request of the transaction has it."""
 
 
 class Exchange:
@@ -80,7 +81,7 @@ class Exchange:
         self._connection = connection
         self._pg = connection.pgconn
         self._adapt = Transformer(connection)
-        self._plans: dict[tuple[bytes, tuple[int, ...]], _Plan] = {}
+        self._plans: dict[tuple[str, tuple[int, ...]], _Plan] = {}
         self._named = 0
 
     async def run(self, requests: Sequence[Request]) -> None:
@@ -95,17 +96,21 @@ class Exchange:
         transactions = self._transactions(requests, alone=alone)
         for transaction in transactions:
             for one in transaction:
-                for step in one.own:
-                    self._queue(step)
+                for command in one.commands:
+                    self._send(*command)
             self._pg.pipeline_sync()
         again: list[Request] = []
         for transaction in transactions:
+            results = iter(await self._results())
+            shared: _Answer = None
             for one in transaction:
-                for step in one.own:
-                    await self._receive(step)
-            await self._until_come()
-            self._next()  # the end of the transaction
-            again += [one.request for one in transaction if not self._settle(one, alone=alone)]
+                answers = [self._take(plan, results) for plan, _, _ in one.commands]
+                if one is transaction[0]:
+                    shared = answers[0]
+                else:  # each gets what is shared for itself
+                    answers.insert(0, list(map(dict, shared)) if isinstance(shared, list) else shared)
+                if not _settle(one.request, answers, alone=alone):
+                    again.append(one.request)
         return again
 
     # --- sending -----------------------------------------------------------------------------------------------------
@@ -115,106 +120,111 @@ class Exchange:
         by_first: dict[object, list[_Sent]] = {}
         for request in requests:
             request.sent = True
-            first, params = request.asked[0]
+            asked = request.asked
+            first, params = asked[0]
             begin = request if alone or params or not isinstance(first, str) else first
             transaction = by_first.get(begin)
             try:
-                own = [self._encode(sql, values) for sql, values in (request.asked[1:] if transaction else request.asked)]
+                commands = [self._command(sql, values) for sql, values in (asked[1:] if transaction else asked)]
             except (psycopg.Error, UnicodeError, KeyError) as exc:  # a value or name that cannot be written
                 if not request.answer.done():
                     request.answer.set_exception(exc)
                 continue
             if transaction:
-                transaction.append(_Sent(request, [transaction[0].steps[0], *own], own))
+                transaction.append(_Sent(request, commands))
             else:
-                by_first[begin] = [_Sent(request, own, own)]
+                by_first[begin] = [_Sent(request, commands)]
         return list(by_first.values())
 
-    def _encode(self, sql: Statement, params: Mapping[str, object]) -> _Step:
-        text = sql.as_string(self._connection) if isinstance(sql, Composed) else sql
+    def _command(self, sql: Statement, params: Mapping[str, object]) -> _Command:
+        text = sql if isinstance(sql, str) else sql.as_string(self._connection)
         if not params:
-            return _Step(_encoded(text), (), (), ())
-        query, names = _numbered(text)
-        values = self._adapt.dump_sequence([params[name] for name in names], [PyFormat.AUTO] * len(names))
-        return _Step(query, values, tuple(self._adapt.types or ()), list(self._adapt.formats or ()))
+            return self._plan(text, ()), (), ()
+        _, names = _numbered(text)
+        values = self._adapt.dump_sequence(list(map(params.__getitem__, names)), [PyFormat.AUTO] * len(names))
+        return self._plan(text, tuple(self._adapt.types or ())), values, self._adapt.formats or ()
 
-    def _queue(self, step: _Step) -> None:
-        key = (step.query, step.types)
-        step.plan = self._plans.get(key)
-        if step.plan is None:
-            if len(self._plans) >= PREPARED_AT_MOST:
-                self._pg.send_query_params(step.query, step.values, step.types, step.formats)  # type: ignore[arg-type]
+    def _plan(self, text: str, types: tuple[int, ...]) -> _Plan:
+        plan = self._plans.get((text, types))
+        if plan is None:
+            plan = _Plan(text, types)
+            if len(self._plans) < PREPARED_AT_MOST:
+                self._named += 1
+                plan.name = b"monitor_%d" % self._named
+                self._plans[text, types] = plan
+        return plan
+
+    def _send(self, plan: _Plan, values: Sequence[object], formats: Sequence[pq.Format]) -> None:
+        if not plan.is_sent:
+            query = _numbered(plan.text)[0] if plan.types else plan.text.encode()
+            if not plan.name:
+                self._pg.send_query_params(query, values, plan.types, formats)  # type: ignore[arg-type]
                 return
-            self._named += 1
-            step.plan = self._plans[key] = _Plan(b"monitor_%d" % self._named)
-            self._pg.send_prepare(step.plan.name, step.query, step.types)
-            step.results = 2
-        self._pg.send_query_prepared(step.plan.name, step.values, step.formats)  # type: ignore[arg-type]
+            self._pg.send_prepare(plan.name, query, plan.types)
+            plan.is_sent = plan.is_awaited = True
+        self._pg.send_query_prepared(plan.name, values, formats)  # type: ignore[arg-type]
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 
-    async def _receive(self, step: _Step) -> None:
+    async def _results(self) -> list[pq.abc.PGresult]:
+        """Of one transaction, in the order of its commands. Raises ``psycopg.OperationalError`` when they will not all come."""
         pg = self._pg
-        for number in range(step.results):
+        results: list[pq.abc.PGresult] = []
+        while True:
             if pg.is_busy():
                 await self._until_come()
-            result = self._next()
-            if result is not None:
-                self._take(step, result, is_plan=number < step.results - 1)
-                if pg.is_busy():
-                    await self._until_come()
-                pg.get_result()  # the end of this command
+            result = pg.get_result()
+            if result is None:
+                pg.finish()
+                raise psycopg.OperationalError("the server closed the connection")
+            status = result.status
+            if status == _END:
+                return results
+            if status == _FAILED:
+                self._see_end(result)
+            results.append(result)
+            pg.get_result()  # the end of this command
 
-    def _take(self, step: _Step, result: pq.abc.PGresult, *, is_plan: bool) -> None:
+    def _see_end(self, result: pq.abc.PGresult) -> None:
+        """Raises ``psycopg.OperationalError`` when this error was the server's last word."""
+        if result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED) in _LAST_WORDS:
+            self._pg.finish()
+        if self._pg.status != pq.ConnStatus.OK:
+            raise psycopg.OperationalError("the server closed the connection")
+
+    def _take(self, plan: _Plan, results: Iterator[pq.abc.PGresult]) -> _Answer:
+        result = next(results)
+        if plan.is_awaited:
+            plan.is_awaited = False
+            if result.status != _DONE:
+                self._forget(plan)
+                next(results)  # left out
+                return self._error(plan, result)
+            result = next(results)
         status = result.status
         if status == _ROWS:
             try:
-                step.rows = self._rows(step, result) if result.ntuples else []
+                return self._rows(plan, result) if result.ntuples else []
             except (psycopg.Error, UnicodeError) as exc:
-                step.error = exc
-        elif status == _DONE:
-            if not is_plan:
-                step.rows = []
-        else:  # an error, or left out after one
-            if status == _FAILED and step.error is None:
-                step.error = errors.error_from_result(result)
-            if is_plan or isinstance(step.error, _STALE):
-                self._plans.pop((step.query, step.types), None)
+                return exc
+        return [] if status == _DONE else self._error(plan, result)
 
-    def _rows(self, step: _Step, result: pq.abc.PGresult) -> list[Row]:
-        columns = step.plan.columns if step.plan else ()
+    def _error(self, plan: _Plan, result: pq.abc.PGresult) -> psycopg.Error | None:
+        """None when it was left out after another one."""
+        error = errors.error_from_result(result) if result.status == _FAILED else None
+        if isinstance(error, _STALE):
+            self._forget(plan)
+        return error
+
+    def _forget(self, plan: _Plan) -> None:
+        self._plans.pop((plan.text, plan.types), None)
+
+    def _rows(self, plan: _Plan, result: pq.abc.PGresult) -> list[Row]:
+        columns = plan.columns
         if not columns:
-            columns = tuple((result.fname(number) or b"").decode() for number in range(result.nfields))
-            if step.plan:
-                step.plan.columns = columns
+            columns = plan.columns = tuple((result.fname(number) or b"").decode() for number in range(result.nfields))
         self._adapt.set_pgresult(result)
-        return self._adapt.load_rows(0, result.ntuples, lambda values: dict(zip(columns, values, strict=True)))
-
-    def _settle(self, one: _Sent, *, alone: bool) -> bool:
-        """Answer the request. False when it must be asked again: left out after an error of another, or planned for what has changed."""
-        answers = [step.rows for step in one.steps if step.rows is not None]
-        if len(answers) < len(one.steps):
-            error = next(step.error for step in one.steps if step.rows is None)
-            if not alone and (error is None or isinstance(error, _STALE)):
-                return False
-            if not one.request.answer.done():  # unless the caller has left
-                one.request.answer.set_exception(error or psycopg.DatabaseError("the statement was left out"))
-            return True
-        if len(one.own) < len(answers):  # what is shared, each gets for itself
-            answers[0] = list(map(dict, answers[0]))
-        if not one.request.answer.done():
-            one.request.answer.set_result(answers)
-        return True
-
-    def _next(self) -> pq.abc.PGresult | None:
-        """The next result, which has come. Raises ``psycopg.OperationalError`` when there will be no other."""
-        result = self._pg.get_result()
-        if result is None or result.status == _FAILED:
-            if result is not None and result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED) in _LAST_WORDS:
-                self._pg.finish()
-            if self._pg.status != pq.ConnStatus.OK:
-                raise psycopg.OperationalError("the server closed the connection")
-        return result
+        return [dict(zip(columns, values, strict=True)) for values in self._adapt.load_rows(0, result.ntuples, tuple)]
 
     async def _until_come(self) -> None:
         """Until the next result has come as a whole."""
@@ -242,9 +252,18 @@ class Exchange:
                 loop.remove_writer(file)
 
 
-@lru_cache(maxsize=512)
-def _encoded(text: str) -> bytes:
-    return text.encode()
+def _settle(request: Request, answers: list[_Answer], *, alone: bool) -> bool:
+    """Answer it. False when it must be asked again: left out after an error of another, or planned for what has changed."""
+    failed = [answer for answer in answers if not isinstance(answer, list)]
+    if failed and not alone and (failed[0] is None or isinstance(failed[0], _STALE)):
+        return False
+    if request.answer.done():  # the caller has left
+        return True
+    if failed:
+        request.answer.set_exception(failed[0] or psycopg.DatabaseError("the statement was left out"))
+    else:
+        request.answer.set_result(cast(list[list[Row]], answers))
+    return True
 
 
 @lru_cache(maxsize=512)

@@ -93,6 +93,10 @@ class PgSentinel:
         """Of the held connection, from its first exchange on."""
         self._waiting: list[Request] = []
         """What goes with the next exchange."""
+        self._asked: list[Request] = []
+        """What went with this one."""
+        self._deadline: asyncio.TimerHandle | None = None
+        """When the next of these is due, while there are any."""
         self._exchanging: asyncio.Task[None] | None = None
         self._task: asyncio.Task[object] | None = None
         self._was_cut = False
@@ -112,17 +116,16 @@ class PgSentinel:
         if not statements:
             return []
         loop = asyncio.get_running_loop()
-        request = Request(statements, loop.create_future())
+        request = Request(statements, loop.create_future(), loop.time() + self._timeout_s + GRACE_S)
         self._waiting.append(request)
         if self._exchanging is None:
             self._exchanging = loop.create_task(self._exchange_waiting())
-        deadline = loop.call_later(self._timeout_s + GRACE_S, self._give_up, request)
+        if self._deadline is None:
+            self._deadline = loop.call_at(request.due, self._give_up)
         try:
             return await request.answer
         except (psycopg.Error, UnicodeError) as exc:
             raise CannotLook(f"{self._where.place}: {self._explain(exc)}") from exc
-        finally:
-            deadline.cancel()
 
     async def ask(self, query: str, *, limit: int) -> list[Row]:
         """Run one SELECT that is not ours and return its first ``limit`` rows. Raises ``CannotLook``.
@@ -192,29 +195,40 @@ class PgSentinel:
 
     async def _exchange_waiting(self) -> None:
         """Exchange what waits, and what comes meanwhile, until nothing does. No caller is left without an answer."""
-        requests: list[Request] = []
 
         async def work(connection: Held) -> None:
             if self._exchange is None:
                 self._exchange = Exchange(connection)
-            await self._exchange.run([request for request in requests if not request.answer.done()])
+            await self._exchange.run([request for request in self._asked if not request.answer.done()])
 
         try:
             while self._waiting:
                 async with self._turn:
-                    requests, self._waiting = self._waiting, []
-                    self.cost.statements += sum(len(request.asked) for request in requests)
+                    self._asked, self._waiting = self._waiting, []
+                    self.cost.statements += sum([len(request.asked) for request in self._asked])
                     self._task = asyncio.current_task()
                     try:
                         await self._work_with_guard(work)
                     except CannotLook as exc:
-                        _answer_with(exc, requests)
+                        _answer_with(exc, self._asked)
         finally:
-            self._exchanging = None
-            _answer_with(CannotLook(f"{self._where.place}: the connection was closed"), [*requests, *self._waiting])
+            left, self._asked, self._waiting, self._exchanging = [*self._asked, *self._waiting], [], [], None
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+            _answer_with(CannotLook(f"{self._where.place}: the connection was closed"), left)
 
-    def _give_up(self, request: Request) -> None:
-        _answer_with(self._no_answer(in_turn=request.sent), [request])
+    def _give_up(self) -> None:
+        """Tell whoever has waited for too long; the first to ask is the first to be due."""
+        loop = asyncio.get_running_loop()
+        self._deadline = None
+        for request in (*self._asked, *self._waiting):
+            if request.answer.done():
+                continue
+            if request.due > loop.time():
+                self._deadline = loop.call_at(request.due, self._give_up)
+                return
+            _answer_with(self._no_answer(in_turn=request.sent), [request])
 
     def _no_answer(self, *, in_turn: bool) -> CannotLook:
         why = "no answer from the server" if in_turn else "an earlier statement of the monitor still has no answer"
