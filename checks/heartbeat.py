@@ -28,7 +28,12 @@ class Config(PingedConfig):
     schedule: str | None = Field(None, max_length=200, description='When the job runs, as in a crontab: "30 2 * * 1-5".')
     timezone: ZoneInfo = Field(ZoneInfo("UTC"), description="The time zone of the schedule.")
     grace: Duration = Field(600.0, ge=0, description="So much later a success may come.")
-    max_run: Duration = Field(3600.0, gt=0, description="HeartbeatHangs when a run takes longer; known when the job pings its start.")
+    max_run: Duration = Field(
+        3600.0,
+        gt=0,
+        description="HeartbeatHangs when a run takes longer; known when the job pings its start. For so long after the grace, "
+        "a run that goes on is not late yet.",
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
@@ -54,7 +59,8 @@ class Config(PingedConfig):
     metrics=(AGE, DUE, DURATION),
     finds=(LATE, FAILED, HANGS),
     blind="The monitor's own state cannot be read.",
-    why="A job that does not run writes no error anywhere: nobody misses a backup until it is needed.",
+    why="A job that does not run writes no error anywhere: nobody misses a backup until it is needed. A start is no success: a job that "
+    "is killed in each of its runs, and starts again and again, is late when `max_run` is over after the grace, whatever it pings.",
     privileges="Whoever knows the `key` may ping: `curl -fsS -m 10 --retry 5 https://MONITOR/ping/KEY` at the end of the job, "
     "`/ping/KEY/start` at its beginning, `/ping/KEY/$?` with its exit status, `/ping/KEY/fail` for a failure.",
 )
@@ -64,7 +70,11 @@ async def heartbeat(ctx: CheckContext, cfg: Config) -> Observed:
 
 
 def judge(beat: Beat, cfg: Config, *, now: datetime, name: str, service: str) -> Observed:
-    """What the pings mean now. Pure. A run that goes on is not late: it hangs when it takes too long."""
+    """What the pings mean now. Pure.
+
+    A run that goes on is not late but hangs when it takes too long, until every run that was begun in time had to end: each start is
+    pinged anew by a job that dies in each run, so that the age of the latest one says nothing.
+    """
     expected = cfg.next_after(beat.success_at or beat.known_since)
     late_at = expected + timedelta(seconds=cfg.grace)
     samples: list[Sample] = [DUE((late_at - now).total_seconds())]
@@ -81,9 +91,12 @@ def judge(beat: Beat, cfg: Config, *, now: datetime, name: str, service: str) ->
         findings.append(FAILED(summary, facts=facts))
     elif running_s is not None and running_s > cfg.max_run:
         findings.append(HANGS(f"{name} was started {lasted(running_s)} ago and has not ended ({service})", facts=facts, value=running_s))
-    elif now > late_at and running_s is None:
+    elif (now - late_at).total_seconds() > (0.0 if running_s is None else cfg.max_run):
         late_s = (now - expected).total_seconds()
-        since = "was never heard of" if beat.success_at is None else "was not heard of in time"
+        since = "was never heard of" if beat.ended_at is None and running_s is None else "was not heard of in time"
+        if running_s is not None:
+            since = "starts and does not end"
+            facts["first"] = "is it killed in each run? dmesg -T | grep -i 'killed process', and the end of the job's own log"
         findings.append(LATE(f"{name} {since}: its run is {lasted(late_s)} late ({service})", facts=facts, value=late_s))
     return Observed(tuple(samples), tuple(findings))
 

@@ -47,7 +47,7 @@ def test_what_pings_change(store: Store) -> None:  # noqa: F811
 
 
 @asynccontextmanager
-async def watching(folder: Path, pager: Fake, ca_file: str, port: int) -> AsyncIterator[httpx2.AsyncClient]:
+async def watching(folder: Path, pager: Fake, ca_file: str, port: int, **keys: object) -> AsyncIterator[httpx2.AsyncClient]:
     config = write_config(
         folder,
         target="http://127.0.0.1:1",
@@ -65,6 +65,7 @@ async def watching(folder: Path, pager: Fake, ca_file: str, port: int) -> AsyncI
                 "key": {"env": "DUMP_KEY"},
                 "period": "1h",
                 "grace": "0s",
+                **keys,
             }
         },
     )
@@ -110,6 +111,22 @@ async def test_a_job_that_fails_is_told_and_its_success_ends_it(tmp_path: Path) 
 
             await until_async(over)
             assert KEY not in (tmp_path / "monitor.log").read_text()
+
+
+async def test_a_job_that_dies_in_each_run_is_told_although_it_starts_again_and_again(tmp_path: Path) -> None:
+    authority, port = Authority.create(tmp_path), free_port()
+    async with (
+        serve(pagerduty.create_app(), authority) as pager,
+        watching(tmp_path, pager, authority.ca_file, port, period="1s", max_run="1s") as http,
+    ):
+
+        async def told() -> bool:
+            assert (await http.get(f"/ping/{KEY}/start")).status_code == 200
+            return bool((await pager.received())["events"])
+
+        await until_async(told)
+        (event,) = (await pager.received())["events"]
+        assert "dump starts and does not end: its run is" in event["event"]["payload"]["summary"]
 
 
 async def test_what_is_no_ping_changes_nothing(tmp_path: Path) -> None:

@@ -56,6 +56,39 @@ def test_failures_and_hanging_runs() -> None:
 
 
 @pytest.mark.parametrize(
+    ("rule", "success_before", "started_before", "found"),
+    [
+        # killed in each run, and started anew each time: its latest start is always young
+        ({"period": "15m"}, "7d", "5m", ["HeartbeatLate"]),
+        ({"schedule": "0 * * * *"}, "7d", "59m", ["HeartbeatLate"]),
+        ({"period": "1d", "max_run": "2h"}, "2d", "1h", ["HeartbeatLate"]),
+        # excused for max_run beyond the grace, and no longer
+        ({"period": "1h"}, "130m", "1m", []),
+        ({"period": "1h"}, "131m", "1m", ["HeartbeatLate"]),
+        # killed once and restarted beyond its grace: the second run may take its time
+        ({"period": "1d", "max_run": "2h"}, "25h", "40m", []),
+        # runs longer than its period, begun in time
+        ({"schedule": "0 * * * *", "max_run": "4h"}, "4h", "3h", []),
+        ({"schedule": "0 * * * *", "max_run": "2h"}, "4h", "3h", ["HeartbeatHangs"]),
+        ({"period": "1h", "max_run": "30m"}, "24h", "31m", ["HeartbeatHangs"]),
+    ],
+)
+def test_a_start_excuses_a_run_that_goes_on_not_a_job_that_never_ends(
+    rule: dict[str, str], success_before: str, started_before: str, found: list[str]
+) -> None:
+    unit = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1)}
+    success, started = (T0 - int(text[:-1]) * unit[text[-1]] for text in (success_before, started_before))
+    beat = Beat(T0 - timedelta(days=9), success_at=success, started_at=started)
+    assert at(beat, config(**rule), T0) == found
+
+
+def test_a_job_that_never_ended_a_run_is_late_too() -> None:
+    observed = looked(Beat(T0, started_at=T0 + timedelta(hours=9)), config(period="1h"), T0 + timedelta(hours=9, minutes=1))
+    assert [finding.summary for finding in observed.findings] == ["dump starts and does not end: its run is 8.0 h late (nightly)"]
+    assert "killed" in dict(observed.findings[0].facts)["first"]
+
+
+@pytest.mark.parametrize(
     ("zone", "ran_on", "expected"),
     [
         # 02:30 does not exist in the night of the change: cron runs at 03:00
