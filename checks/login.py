@@ -23,7 +23,9 @@ DURATION = Metric("monitor_login_duration_seconds", "Time of the latest log-in, 
 REJECTED = Metric("monitor_login_tokens_rejected", "Protected addresses that refused the token that was just given.")
 
 CANNOT = FindingKind("CannotLogIn", Severity.P2, "INC-006", "The synthetic user cannot log in.", fells=True)
-TOKENS = FindingKind("TokenRejected", Severity.P2, "INC-006", "A token that was just given is refused by some services.")
+TOKENS = FindingKind(
+    "TokenRejected", Severity.P2, "INC-006", "A token that was just given is refused by some services, or none can say whether it is good."
+)
 ALL_REFUSED = FindingKind("AllRequestsRefused", Severity.P2, "INC-006", "Every protected address answers 401 or 403 to a token just given.")
 OPEN = FindingKind("OpenWithoutToken", Severity.P1, "INC-006", "A protected address lets a request in that has no token.")
 SLOW = FindingKind("LoginSlow", Severity.P3, "INC-005", "Logging in takes longer than slow_after.")
@@ -138,17 +140,7 @@ def judge(made: Pass, tried: Sequence[Tried], opened: Sequence[str], cfg: Config
     rejected = [one for one in tried if one.with_token in REFUSED]
     slowest = max((one.duration_s for one in tried), default=0.0)
     samples: list[Sample] = [UP(1), REJECTED(len(rejected)), DURATION(made.duration_s, step="login"), DURATION(slowest, step="request")]
-    findings: list[Finding] = []
-    if rejected:
-        facts = {one.address: f"{one.with_token} with a token just given" for one in rejected[:8]}
-        facts["first"] = "does the identity provider know its own tokens (introspection)? Do the clocks agree?"
-        if len(rejected) == len([one for one in tried if one.with_token]):
-            findings.append(
-                ALL_REFUSED(f"every request is refused, with a token that {service} just gave", facts=facts, value=len(rejected))
-            )
-        else:
-            what = many(len(rejected), "address", "addresses")
-            findings.append(TOKENS(f"{what} of {len(tried)} refuse a token that {service} just gave", facts=facts, value=len(rejected)))
+    findings = _tokens(rejected, tried, service)
     if opened:
         facts = {"open": ", ".join(opened[:8]), "first": "take it off the network, then find what changed in who may enter"}
         findings.append(OPEN(f"{opened[0]} lets everybody in, without a token ({service})", facts=facts, value=len(opened)))
@@ -156,3 +148,25 @@ def judge(made: Pass, tried: Sequence[Tried], opened: Sequence[str], cfg: Config
         facts = {"log-in": f"{made.duration_s:.2f} s", "slowest request": f"{slowest:.2f} s"}
         findings.append(SLOW(f"logging in at {service} takes {made.duration_s:.1f} s", facts=facts, value=made.duration_s))
     return Observed(tuple(samples), tuple(findings))
+
+
+def _tokens(rejected: Sequence[Tried], tried: Sequence[Tried], service: str) -> list[Finding]:
+    """Where the token is not taken. An address that cannot ask the provider for its verdict answers 5xx, not 401."""
+    failing = [one for one in tried if one.with_token >= 500]
+    facts = {one.address: f"{one.with_token} with a token just given" for one in (*rejected, *failing)[:8]}
+    if rejected:
+        facts["first"] = "does the identity provider know its own tokens (introspection)? Do the clocks agree?"
+        if len(rejected) == len([one for one in tried if one.with_token]):
+            return [ALL_REFUSED(f"every request is refused, with a token that {service} just gave", facts=facts, value=len(rejected))]
+        what = many(len(rejected), "address", "addresses")
+        return [TOKENS(f"{what} of {len(tried)} refuse a token that {service} just gave", facts=facts, value=len(rejected))]
+    if failing and len(failing) == len([one for one in tried if one.with_token]):
+        facts["first"] = "does the identity provider answer introspection? The services' error logs say whom they could not ask"
+        what = f"{len(failing)} of {many(len(tried), 'address', 'addresses')} fail"
+        summary = f"no address takes a token that {service} just gave: {what} with {_counted(failing)}"
+        return [TOKENS(summary, facts=facts, value=len(failing))]
+    return []
+
+
+def _counted(failing: Sequence[Tried]) -> str:
+    return ", ".join(str(status) for status in sorted({one.with_token for one in failing}))

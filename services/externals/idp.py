@@ -90,8 +90,8 @@ def _refuse(status: int, error: str, description: str) -> JSONResponse:
     return JSONResponse({"error": error, "error_description": description}, status, headers=NO_STORE)
 
 
-MODES = ("ok", "error", "forget")
-"""``error`` answers every request with 503; ``forget`` gives tokens and then does not know them."""
+MODES = ("ok", "error", "forget", "no-introspection")
+"""``error`` answers every request with 503, ``no-introspection`` the token checks only; ``forget`` gives tokens and does not know them."""
 
 
 class _Provider:
@@ -128,7 +128,7 @@ class _Provider:
         return JSONResponse(answer, headers=NO_STORE)
 
     async def introspect(self, request: Request) -> Response:
-        if self._mode == "error":
+        if self._mode in {"error", "no-introspection"}:
             return _DOWN
         form = await _form(request)
         if form is None or "token" not in form:

@@ -240,6 +240,25 @@ async def test_inc_006_token_validation_failing(platform: Platform, shipped: Shi
         assert "with a token that auth just gave" in finding.summary
 
 
+async def test_inc_006_token_validation_failing_because_nobody_can_be_asked(platform: Platform, shipped: ShippedChecks) -> None:
+    """The provider gives tokens and fails their introspection: the services answer 503, and none calls a token bad."""
+    await log_in(platform)
+    await switch(platform, "idp", "no-introspection")
+    try:
+        finding = await shipped.finds("login/auth", "TokenRejected")
+        assert finding.summary == "no address takes a token that auth just gave: 3 of 3 addresses fail with 503"
+        assert finding.kind.incident == "INC-006"
+        assert sorted(name.rpartition("/api")[2] for name in dict(finding.facts)) == [
+            "/v1/email/jobs/none",
+            "/v1/jobs/none",
+            "/v1/verify",
+            "first",
+        ]
+    finally:
+        await switch(platform, "idp", "ok")
+    await shipped.is_well("login/auth")
+
+
 async def test_inc_006_401_errors_on_all_requests(platform: Platform, shipped: ShippedChecks) -> None:
     headers = await log_in(platform)
     async with broken(platform, "tenant-disabled"):

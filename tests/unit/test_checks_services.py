@@ -103,7 +103,10 @@ def test_why_nobody_can_log_in(made: Refusal, why: str) -> None:
         ([200, 401], ["TokenRejected"]),
         ([403, 401], ["AllRequestsRefused"]),
         ([0, 401], ["AllRequestsRefused"]),
-        ([503, 0], []),
+        ([503, 0], ["TokenRejected"]),
+        ([503, 500, 503], ["TokenRejected"]),
+        ([503, 401], ["TokenRejected"]),
+        ([503, 404], []),  # one service takes the token: the other's own checks say what it lacks
     ],
 )
 def test_where_a_token_is_refused(statuses: list[int], found: list[str]) -> None:
