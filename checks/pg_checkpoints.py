@@ -1,5 +1,7 @@
 """Are checkpoints begun by the clock, or forced because the WAL fills up faster than the configuration foresees?"""
 
+from operator import itemgetter
+
 from pydantic import Field
 
 from checks import pg_sight
@@ -17,6 +19,9 @@ WRITE_TIME = Metric("monitor_pg_checkpoint_write_seconds_total", "Time spent wri
 SYNC_TIME = Metric("monitor_pg_checkpoint_sync_seconds_total", "Time spent synchronising files in checkpoints.", (), "counter")
 
 FORCED = FindingKind("CheckpointsForced", Severity.P4, "INC-005", "Most checkpoints of the last interval were forced, and there were many.")
+
+COUNTERS = ("timed", "requested", "buffers", "write_ms", "sync_ms")
+_NUMBERS = itemgetter(*COUNTERS)
 
 
 class Config(PluginConfig):
@@ -40,7 +45,7 @@ async def pg_checkpoints(ctx: CheckContext, cfg: Config) -> Observed:
     """Counts checkpoints by their cause since the previous look; works on the views before and since PostgreSQL 17."""
     assert ctx.pg is not None  # needs=("dsn",)
     row = await _fetch(ctx.pg)
-    counters = {name: float(row[name] or 0) for name in ("timed", "requested", "buffers", "write_ms", "sync_ms")}
+    counters = dict(zip(COUNTERS, map(float, _NUMBERS(row)), strict=True))
     epoch, at_s = str(row["stats_reset"]), float(row["at_s"])
     delta = since(ctx.kept and ctx.kept.value, epoch, at_s, counters)
     samples = (

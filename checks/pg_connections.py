@@ -3,7 +3,6 @@
 Counts come over the sentinel's held connection, the proof from a fresh canary login: each sees what the other cannot.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -13,7 +12,7 @@ from checks import pg_sight
 from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
 from monitor.errors import CannotLook
 from monitor.plugins import CheckContext, Duration, Kept, PluginConfig, check, one_line
-from monitor.probes_contract import Login, LoginState, Postgres, Row
+from monitor.probes_contract import Login, LoginState, Postgres
 
 CONNECTIONS = Metric("monitor_pg_connections", "Client connections of the whole server, by state.", ("state",))
 BY_APPLICATION = Metric(
@@ -109,12 +108,12 @@ class Counts:
 
     @property
     def used(self) -> int:
-        return sum([number for _, number in self.by_state])
+        return sum(dict(self.by_state).values())
 
     @property
-    def established(self) -> int:
-        """Without those that have not finished their login."""
-        return self.used - dict(self.by_state).get("starting", 0)
+    def starting(self) -> int:
+        """Those that have not finished their login."""
+        return dict(self.by_state).get("starting", 0)
 
     @property
     def percent(self) -> float:
@@ -158,8 +157,8 @@ def still_known(counts: Counts | None, kept: Kept | None, cfg: Config, *, now_s:
     """The latest login, while it is young and good and nothing has happened since that could change the answer. Pure."""
     if counts is None or kept is None or not kept.value:
         return None
-    shares = [counts.percent, *(100 * limit.share for limit in counts.limits)]
-    if max(shares) > cfg.warn_percent / 2 or counts.established < counts.used:
+    share = max(counts.percent, *[100 * limit.share for limit in counts.limits]) if counts.limits else counts.percent
+    if share > cfg.warn_percent / 2 or counts.starting:
         return None
     young = 0 <= now_s - kept.value["at_s"] < 0.9 * cfg.login_every  # a look may come a little early
     return Login(LoginState.OK, kept.value["duration_s"]) if young else None
@@ -177,7 +176,8 @@ def judge(counts: Counts | None, login: Login, cfg: Config, *, service: str) -> 
     kind = _kind_by_login(counts, login, cfg)
     if kind is None and percent is not None and percent >= cfg.warn_percent:
         kind = EXHAUSTED if percent >= cfg.critical_percent else HIGH
-    near = tuple(_limit_high(limit, service) for limit in counts.limits if 100 * limit.share >= cfg.warn_percent) if counts else ()
+    limits = counts.limits if counts else ()
+    near = tuple([_limit_high(limit, service) for limit in limits if 100 * limit.share >= cfg.warn_percent]) if limits else ()
     if kind is None:
         return near
     if kind in {ROLE_LIMIT, DATABASE_LIMIT}:
@@ -213,14 +213,17 @@ def _limit_high(limit: Limit, service: str) -> Finding:
 def _kind_by_login(counts: Counts | None, login: Login, cfg: Config) -> FindingKind | None:
     """What the canary alone proves. Refused although few have finished their login: handshakes hold the slots."""
     if login.state is LoginState.EXHAUSTED:
-        few = counts is not None and 100 * counts.established / counts.usable < cfg.warn_percent
+        few = counts is not None and 100 * (counts.used - counts.starting) / counts.usable < cfg.warn_percent
         return HANDSHAKES if few else EXHAUSTED
-    return {
-        LoginState.HANDSHAKE_STUCK: HANDSHAKES,
-        LoginState.DOWN: DOWN,
-        LoginState.ROLE_LIMIT: ROLE_LIMIT,
-        LoginState.DATABASE_LIMIT: DATABASE_LIMIT,
-    }.get(login.state)
+    return _BY_LOGIN.get(login.state)
+
+
+_BY_LOGIN = {
+    LoginState.HANDSHAKE_STUCK: HANDSHAKES,
+    LoginState.DOWN: DOWN,
+    LoginState.ROLE_LIMIT: ROLE_LIMIT,
+    LoginState.DATABASE_LIMIT: DATABASE_LIMIT,
+}
 
 
 def _facts(counts: Counts | None, login: Login) -> dict[str, str]:
@@ -247,13 +250,14 @@ def _samples(counts: Counts | None, login: Login) -> tuple[Sample, ...]:
     canary = (CANARY_UP(login.state is LoginState.OK), CANARY_DURATION(login.duration_s))
     if counts is None:
         return canary
+    limits = [LIMIT_RATIO(limit.share, scope=limit.scope, name=limit.name) for limit in counts.limits] if counts.limits else ()
     return (
         *canary,
         USABLE(counts.usable),
         USED_RATIO(counts.used / counts.usable),
-        *(LIMIT_RATIO(limit.share, scope=limit.scope, name=limit.name) for limit in counts.limits),
-        *(CONNECTIONS(number, state=state) for state, number in counts.by_state),
-        *(BY_APPLICATION(number, application=name) for name, number in counts.by_application),
+        *limits,
+        *CONNECTIONS.each(counts.by_state),
+        *BY_APPLICATION.each(counts.by_application),
     )
 
 
@@ -291,6 +295,7 @@ SELECT 'application', CASE WHEN rank <= %(top_applications)s THEN application EL
 FROM applications GROUP BY 2
 UNION ALL
 (SELECT scope, name, sessions::int, at_most FROM limits ORDER BY sessions::float8 / at_most DESC, scope, name LIMIT %(top_limits)s)
+ORDER BY scope, sessions DESC, name
 """
 
 STATES = ("active", "idle", "idle_in_transaction", "starting", "other")
@@ -298,25 +303,18 @@ STATES = ("active", "idle", "idle_in_transaction", "starting", "other")
 
 async def _count(pg: Postgres) -> Counts:
     (sessions,) = await pg_sight.look(pg, (SESSIONS, {"top_applications": TOP_APPLICATIONS, "top_limits": TOP_LIMITS}))
-    found: dict[str, list[Row]] = {}
-    for row in sorted(sessions, key=lambda row: (-row["sessions"] / (row["at_most"] or 1), row["scope"], row["name"])):
-        found.setdefault(row["scope"] if row["at_most"] is None else "limit", []).append(row)
-    by_state = {row["name"]: row["sessions"] for row in found.get("state", ())}
-    slots = {row["name"]: row["sessions"] for row in found["server"]}
-    return Counts(
-        max_connections=slots["max_connections"],
-        reserved=slots["reserved"],
-        by_state=tuple((state, by_state.get(state, 0)) for state in STATES),
-        by_application=_merged((one_line(row["name"], limit=64), row["sessions"]) for row in found.get("application", ())),
-        limits=tuple(
-            Limit(row["scope"], one_line(row["name"], limit=63), row["at_most"], row["sessions"]) for row in found.get("limit", ())
-        ),
-    )
-
-
-def _merged(sizes: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
-    """Add up names that became equal when they were made printable."""
-    merged: dict[str, int] = {}
-    for name, size in sizes:
-        merged[name] = merged.get(name, 0) + size
-    return tuple(merged.items())
+    ours = dict.fromkeys(STATES, 0)
+    applications: dict[str, int] = {}
+    limits: list[Limit] = []
+    for row in sessions:
+        name, number = row["name"], row["sessions"]
+        if row["at_most"] is not None:
+            limits.append(Limit(row["scope"], one_line(name, limit=63), row["at_most"], number))
+        elif row["scope"] == "application":
+            shown = one_line(name, limit=64)
+            applications[shown] = applications.get(shown, 0) + number  # two may become equal when they are made printable
+        else:
+            ours[name] = number
+    limits.sort(key=lambda limit: (-limit.share, limit.scope, limit.name))
+    max_connections, reserved = ours.pop("max_connections"), ours.pop("reserved")
+    return Counts(max_connections, reserved, tuple(ours.items()), tuple(applications.items()), tuple(limits))

@@ -1,6 +1,8 @@
 """What has each database been doing since the previous look: deadlocks, temporary files, rollbacks, cache misses, damaged pages?"""
 
 from collections.abc import Mapping
+from itertools import repeat
+from operator import itemgetter
 from typing import Any
 
 from pydantic import Field
@@ -35,6 +37,7 @@ BY_COLUMN: Mapping[str, Metric] = {
     "checksum_failures": CHECKSUMS,
     "sessions_killed": KILLED,
 }
+_NUMBERS = itemgetter(*BY_COLUMN)
 
 DEADLOCK = FindingKind("Deadlocks", Severity.P4, "INC-005", "Transactions were ended because they waited for each other.")
 TEMPORARY = FindingKind("TempFilesLarge", Severity.P4, "INC-005", "Statements spill much more to disk than temp_bytes_per_minute.")
@@ -77,11 +80,10 @@ async def pg_counters(ctx: CheckContext, cfg: Config) -> Observed:
     keep = {}
     for row in rows:
         database, epoch, at_s = row["database"], str(row["stats_reset"]), row["at_s"]
-        counters = {column: float(row[column] or 0) for column in BY_COLUMN}
+        counters = dict(zip(BY_COLUMN, map(float, _NUMBERS(row)), strict=True))
         keep[database] = kept_counters(epoch, at_s, counters)
         name = one_line(database, limit=63)
-        labels = (name,)
-        samples += [Sample(metric, labels, counters[column]) for column, metric in BY_COLUMN.items()]
+        samples += map(Sample, BY_COLUMN.values(), repeat((name,)), counters.values())
         delta = since(before.get(database), epoch, at_s, counters)
         if delta is not None:
             findings += judge(delta, cfg, database=name, service=ctx.service.name)
@@ -90,43 +92,42 @@ async def pg_counters(ctx: CheckContext, cfg: Config) -> Observed:
 
 def judge(delta: Delta, cfg: Config, *, database: str, service: str) -> tuple[Finding, ...]:
     """What was added to one database's counters means. Pure."""
-    added, labels = delta.added, {"database": database}
+    added = delta.added
+    temp = added["temp_bytes"] * 60 / max(delta.seconds, WINDOW_S)
+    transactions = added["xact_commit"] + added["xact_rollback"]
+    rolled_back = 100 * added["xact_rollback"] / transactions if transactions >= cfg.min_transactions else 0.0
+    blocks = added["blks_hit"] + added["blks_read"]
+    hit = 100 * added["blks_hit"] / blocks if blocks >= cfg.min_blocks else 100.0
+    damaged, deadlocks = added["checksum_failures"], added["deadlocks"]
+    are_locked, spill = deadlocks >= cfg.deadlocks, temp >= cfg.temp_bytes_per_minute
+    roll_back, miss = rolled_back >= cfg.rollback_percent, hit < cfg.cache_hit_percent
+    if not (damaged or are_locked or spill or roll_back or miss):
+        return ()
+    labels = {"database": database}
     place = f"in {database}, within {lasted(delta.seconds)} ({service})"
     findings = []
-    if added["checksum_failures"]:
+    if damaged:
         facts = {"do not": "restart, VACUUM or restore over it", "first": "stop writing, copy the data directory, look at the disk"}
-        number = added["checksum_failures"]
-        findings.append(DAMAGED(f"{number:.0f} damaged pages were read {place}", labels=labels, facts=facts, value=number))
-    if added["deadlocks"] >= cfg.deadlocks:
+        findings.append(DAMAGED(f"{damaged:.0f} damaged pages were read {place}", labels=labels, facts=facts, value=damaged))
+    if are_locked:
         facts = {"find them": "the server's log names both statements of each (log_lock_waits shows who waits)"}
-        number = added["deadlocks"]
-        findings.append(DEADLOCK(f"{number:.0f} deadlocks {place}", labels=labels, facts=facts, value=number))
-    temp = added["temp_bytes"] * 60 / max(delta.seconds, WINDOW_S)
-    if temp >= cfg.temp_bytes_per_minute:
+        findings.append(DEADLOCK(f"{deadlocks:.0f} deadlocks {place}", labels=labels, facts=facts, value=deadlocks))
+    if spill:
         facts = {"files": f"{added['temp_files']:.0f}", "likely cure": "more work_mem for these statements, or an index (log_temp_files)"}
         findings.append(TEMPORARY(f"{sized(added['temp_bytes'])} of temporary files {place}", labels=labels, facts=facts, value=temp))
-    findings += _shares(added, cfg, labels, place)
-    return tuple(findings)
-
-
-def _shares(added: Mapping[str, float], cfg: Config, labels: Mapping[str, str], place: str) -> list[Finding]:
-    findings = []
-    transactions = added["xact_commit"] + added["xact_rollback"]
-    rolled_back = 100 * added["xact_rollback"] / transactions if transactions else 0.0
-    if transactions >= cfg.min_transactions and rolled_back >= cfg.rollback_percent:
+    if roll_back:
         summary = f"{rolled_back:.0f} % of {transactions:.0f} transactions were rolled back {place}"
         findings.append(ROLLED_BACK(summary, labels=labels, value=rolled_back))
-    blocks = added["blks_hit"] + added["blks_read"]
-    hit = 100 * added["blks_hit"] / blocks if blocks else 100.0
-    if blocks >= cfg.min_blocks and hit < cfg.cache_hit_percent:
+    if miss:
         summary = f"only {hit:.0f} % of {blocks:.0f} blocks were in the server's cache {place}"
         findings.append(CACHE(summary, labels=labels, value=hit))
-    return findings
+    return tuple(findings)
 
 
 COUNTERS = """
 SELECT datname::text AS database, xact_commit, xact_rollback, blks_hit, blks_read, temp_files, temp_bytes, deadlocks, conflicts,
-       checksum_failures, sessions_killed, stats_reset, extract(epoch FROM clock_timestamp())::float8 AS at_s
+       coalesce(checksum_failures, 0) AS checksum_failures, sessions_killed, stats_reset,
+       extract(epoch FROM clock_timestamp())::float8 AS at_s
 FROM pg_stat_database WHERE datname IS NOT NULL AND NOT starts_with(datname, 'template')
 ORDER BY xact_commit + xact_rollback DESC, datname LIMIT %(top)s
 """

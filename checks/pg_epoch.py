@@ -5,6 +5,7 @@ A counter that became smaller, or a new reset time of the statistics, begins a n
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import sub
 from typing import Any
 
 
@@ -25,8 +26,9 @@ def since(before: object, epoch: str, at_s: float, counters: Mapping[str, float]
     """The delta to ``before``, what the previous run kept; None at the first run and in a new epoch."""
     if not isinstance(before, dict) or before.get("epoch") != epoch or at_s <= before.get("at_s", at_s):
         return None
-    old = before["counters"]
-    added = {name: number - old.get(name, number) for name, number in counters.items()}
+    numbers = counters.values()
+    old = map(before["counters"].get, counters, numbers)  # to a counter that is new, nothing was added
+    added = dict(zip(counters, map(sub, numbers, old), strict=True))
     if min(added.values(), default=0) < 0:
         return None
     return Delta(at_s - before["at_s"], added)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from checks import pg_sight
 from checks.words import lasted, many, sized
-from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
+from monitor.domain import Finding, FindingKind, Metric, Observed, Severity
 from monitor.plugins import CheckContext, Duration, PluginConfig, check, one_line
 from monitor.probes_contract import Postgres, Row, Statement
 
@@ -72,18 +72,18 @@ async def pg_indexes(ctx: CheckContext, cfg: Config) -> Observed:
     """
     assert ctx.pg is not None  # needs=("dsn",)
     found, epoch = await _find(ctx.pg, cfg)
-    scans, invalid, unused, double, keys = (found.get(part, []) for part in PARTS)
+    scans, invalid, unused, double, keys = [found.get(part, []) for part in PARTS]
     before = ctx.kept.value if ctx.kept else {}
-    samples: list[Sample] = [SCANNED(row["rows"], table=_shown(row["name"])) for row in scans]
+    samples = SCANNED.each([(_shown(row["name"]), row["rows"]) for row in scans])
     samples += [INVALID_COUNT(len(invalid))] if "invalid" in found else []
     samples += [UNUSED_COUNT(len(unused)), UNUSED_BYTES(_bytes(unused))] if "unused" in found else []
     samples += [DOUBLE_COUNT(len(double)), DOUBLE_BYTES(_bytes(double))] if "duplicate" in found else []
-    findings = [
-        *missing(scans, before, cfg, epoch=epoch["epoch"], service=ctx.service.name),
-        *broken(invalid, service=ctx.service.name),
-        *wasted(unused, double, cfg, counted_s=epoch["counted_s"], standbys=epoch["standbys"], service=ctx.service.name),
-        *unindexed(keys, service=ctx.service.name),
-    ]
+    service = ctx.service.name
+    findings = missing(scans, before, cfg, epoch=epoch["epoch"], service=service)
+    findings += broken(invalid, service=service) if invalid else []
+    if unused or double:
+        findings += wasted(unused, double, cfg, counted_s=epoch["counted_s"], standbys=epoch["standbys"], service=service)
+    findings += unindexed(keys, service=service) if keys else []
     keep = {"epoch": epoch["epoch"], "scans": {row["name"]: [row["scans"], row["rows"]] for row in scans}}
     return Observed(tuple(samples), tuple(findings), keep=keep)
 
@@ -98,7 +98,7 @@ async def _find(pg: Postgres, cfg: Config) -> tuple[dict[Part, list[Row]], Row]:
         "foreign_keys": (UNINDEXED_KEYS, {"rows": cfg.min_key_rows}),
     }
     wanted = [part for part in PARTS if part in cfg.look_for]
-    *rows, (epoch,) = await pg_sight.look(pg, *(statements[part] for part in wanted), EPOCH)
+    *rows, (epoch,) = await pg_sight.look(pg, *map(statements.__getitem__, wanted), EPOCH)
     return dict(zip(wanted, rows, strict=True)), epoch
 
 
@@ -161,9 +161,7 @@ def wasted(unused: Sequence[Row], double: Sequence[Row], cfg: Config, *, counted
 
 
 def unindexed(keys: Sequence[Row], *, service: str) -> list[Finding]:
-    """Foreign keys without an index. Pure."""
-    if not keys:
-        return []
+    """Foreign keys without an index, one at least. Pure."""
     facts = {
         _shown(row["table_name"]): f"({one_line(row['columns'], limit=80)}) → {_shown(row['refers_to'])}, about {row['rows']:,} rows"
         for row in keys[:8]

@@ -52,6 +52,8 @@ async def pg_long_queries(ctx: CheckContext, cfg: Config) -> Observed:
 
 def judge(rows: list[Row], cfg: Config, *, service: str) -> Observed:
     """What the running statements mean. Pure."""
+    if not rows:
+        return NOTHING_RUNS
     watched = [row for row in rows if not row["maintenance"] and not row["application"].startswith(cfg.ignore_applications or ("\0",))]
     slow = [row for row in watched if row["query_s"] >= cfg.slow_after]
     long = [row for row in watched if _age_s(row) >= cfg.long_after]
@@ -71,6 +73,9 @@ def judge(rows: list[Row], cfg: Config, *, service: str) -> Observed:
         summary = f"{len(slow)} statements have been running for longer than {cfg.slow_after:g} s at once ({service})"
         findings.append(SLOW_QUERIES(summary, facts=_facts(slow, cfg), value=len(slow)))
     return Observed(samples, tuple(findings))
+
+
+NOTHING_RUNS = Observed((LONG(0), SLOW(0), OLDEST(0.0), OLDEST_TRANSACTION(0.0)))
 
 
 def _age_s(row: Row) -> float:

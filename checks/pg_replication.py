@@ -77,6 +77,8 @@ async def pg_replication(ctx: CheckContext, cfg: Config) -> Observed:
     """
     assert ctx.pg is not None  # needs=("dsn",)
     (state,), standbys, slots = await pg_sight.look(ctx.pg, STATE, SENDERS, pg_slots.SLOTS)
+    if not (state["standby"] or standbys or slots or cfg.standbys or cfg.expect_standbys or state["sync_names"]):
+        return STANDS_ALONE
     kept: Mapping[str, Any] = ctx.kept.value if ctx.kept else {}
     at_s = float(state["at_s"])
     for row in standbys:
@@ -107,6 +109,10 @@ async def pg_replication(ctx: CheckContext, cfg: Config) -> Observed:
         service=service,
     )
     return Observed(tuple(samples), tuple(findings), keep)
+
+
+STANDS_ALONE = Observed((STANDBYS(0),), keep={"standby": False, "marks": {}, "inactive": {}})
+"""A primary that has nobody to replicate to, and should have nobody."""
 
 
 # --- lag in seconds --------------------------------------------------------------------------------------------------
@@ -176,20 +182,22 @@ _LOOK_FOR = "not sent: network or primary; not flushed: its disk; not replayed: 
 
 def _missing(state: Row, standbys: list[Row], cfg: Config, service: str) -> list[Finding]:
     present = [row for row in standbys if not row["logical"]]
+    names = {row["name"] for row in present}
+    absent = [name for name in (one_line(name, limit=63) for name in cfg.standbys) if name not in names]
+    needed = sync_needed(state["sync_names"])
+    sync = sum([row["sync_state"] in {"sync", "quorum"} for row in present])
+    waits = sync < needed and state["sync_commit"] not in {"off", "local"}
+    if not (absent or waits or len(present) < cfg.expect_standbys):
+        return []
     facts = {"connected": ", ".join(f"{row['name']} ({row['state']})" for row in present[:8]) or "none"}
     first = {"first": "look at the standby's log and whether it runs; a slot of its own keeps WAL for it meanwhile"}
-    names = {row["name"] for row in present}
     findings = [
-        MISSING(f"the standby {name} is not connected ({service})", labels={"standby": name}, facts=first | facts)
-        for name in (one_line(name, limit=63) for name in cfg.standbys)
-        if name not in names
+        MISSING(f"the standby {name} is not connected ({service})", labels={"standby": name}, facts=first | facts) for name in absent
     ]
     if len(present) < cfg.expect_standbys:
         summary = f"{len(present)} of {many(cfg.expect_standbys, 'expected standby', 'expected standbys')} connected ({service})"
         findings.append(MISSING(summary, facts=first | facts, value=len(present)))
-    needed = sync_needed(state["sync_names"])
-    sync = sum(row["sync_state"] in {"sync", "quorum"} for row in present)
-    if sync < needed and state["sync_commit"] not in {"off", "local"}:
+    if waits:
         cure = "ALTER SYSTEM SET synchronous_standby_names = ''; SELECT pg_reload_conf(); lets commits go on, without the second copy"
         facts = {"to go on": cure, "synchronous_standby_names": one_line(state["sync_names"]), **facts}
         summary = f"{sync} of {many(needed, 'synchronous standby', 'synchronous standbys')} connected: commits hang ({service})"

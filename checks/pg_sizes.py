@@ -5,6 +5,7 @@ A table that somebody holds, or waits for, exclusively is not touched: its size 
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from pydantic import Field
@@ -76,7 +77,8 @@ def judge(
     """What the sizes mean. Pure. ``before`` are the kept points of time and bytes, by what was measured."""
     samples = _samples(databases, tables)
     sizes = {f"database {row['name']}": float(row["bytes"]) for row in databases[:DATABASES_SHOWN]}
-    sizes |= {f"table {row['name']}": float(row["table_bytes"] + row["index_bytes"]) for row in tables if row["measured"]}
+    if tables:
+        sizes |= {f"table {row['name']}": float(row["table_bytes"] + row["index_bytes"]) for row in tables if row["measured"]}
     keep = {what: _extended(before.get(what, []), now_s, size, cfg.window) for what, size in sizes.items()}
     findings: list[Finding] = []
     for row in databases:
@@ -91,15 +93,15 @@ def judge(
 
 
 def _samples(databases: Sequence[Row], tables: Sequence[Row]) -> list[Sample]:
-    samples = [DATABASE(row["bytes"], database=one_line(row["name"], limit=63)) for row in databases[:DATABASES_SHOWN]]
+    samples = DATABASE.each([(one_line(row["name"], limit=63), row["bytes"]) for row in databases[:DATABASES_SHOWN]])
     if rest := databases[DATABASES_SHOWN:]:
         samples.append(DATABASE(sum(row["bytes"] for row in rest), database=OTHERS))
+    rest_bytes, noted = sum([row["bytes"] for row in databases if row["is_this"]]), 0
     for row in tables:
-        name = one_line(row["name"], limit=127)
+        name, noted = one_line(row["name"], limit=127), noted + (not row["measured"])
         samples += [TABLE(row["table_bytes"], table=name), INDEXES(row["index_bytes"], table=name)]
-    here = sum(row["bytes"] for row in databases if row["is_this"])
-    samples.append(TABLE(max(0, here - sum(row["table_bytes"] + row["index_bytes"] for row in tables)), table=OTHERS))
-    samples.append(APPROXIMATE(sum(not row["measured"] for row in tables)))
+        rest_bytes -= row["table_bytes"] + row["index_bytes"]
+    samples += [TABLE(max(0, rest_bytes), table=OTHERS), APPROXIMATE(noted)]
     return samples
 
 
@@ -109,7 +111,11 @@ def _biggest(tables: Sequence[Row]) -> str:
 
 def _extended(points: list[list[float]], now_s: float, size: float, window_s: float) -> list[list[float]]:
     """The kept points and this one: none older than the window, and so far apart that few are enough."""
-    kept = [point for point in points if now_s - window_s <= point[0] < now_s]
+    kept = points.copy()
+    while kept and kept[-1][0] >= now_s:  # the clock was set back
+        kept.pop()
+    while kept and kept[0][0] < now_s - window_s:
+        del kept[0]
     if len(kept) > 1 and kept[-1][0] - kept[-2][0] < window_s / POINTS:
         kept.pop()  # the latest point moves on until it is a whole step away from the one before
     return [*kept, [now_s, size]]
@@ -118,10 +124,11 @@ def _extended(points: list[list[float]], now_s: float, size: float, window_s: fl
 def _growth(what: str, points: Sequence[Sequence[float]], cfg: Config, service: str) -> list[Finding]:
     """Compared with the smallest size within the window: nothing is extrapolated."""
     at_s, size = points[-1]
-    least_at_s, least = min(points, key=lambda point: (point[1], point[0]))
+    least = min(map(itemgetter(1), points))
     grown = size - least
     if grown < cfg.fast_bytes or grown < least * cfg.fast_percent / 100 or grown <= 0:
         return []
+    least_at_s = next(point[0] for point in points if point[1] == least)
     kind, _, name = what.partition(" ")
     shown = one_line(name, limit=127)
     percent = f" ({100 * grown / least:.0f} %)" if least else ""

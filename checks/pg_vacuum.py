@@ -1,10 +1,12 @@
 """Which tables does autovacuum not keep up with, measured against each table's own threshold, and who holds back the cleaning?"""
 
+from operator import itemgetter
+
 from pydantic import Field
 
 from checks import pg_sight
 from checks.words import lasted
-from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
+from monitor.domain import Finding, FindingKind, Metric, Observed, Severity
 from monitor.plugins import CheckContext, PluginConfig, check, one_line
 from monitor.probes_contract import Row
 
@@ -23,6 +25,7 @@ XMIN_HELD = FindingKind(
 DISABLED = FindingKind("AutovacuumOff", Severity.P3, "INC-005", "A table with dead rows has autovacuum switched off.")
 
 OTHERS = "(other)"
+_DEAD, _PRESSURE = itemgetter("dead"), itemgetter("pressure")
 HOLDERS = ("session", "standby", "slot", "prepared transaction")
 
 
@@ -58,13 +61,19 @@ async def pg_vacuum(ctx: CheckContext, cfg: Config) -> Observed:
 
 def judge(tables: list[Row], holders: list[Row], cfg: Config, *, service: str) -> Observed:
     """What the rows mean; the tables with the most pressure first, the oldest holder first. Pure."""
-    labels = [(_name(row),) for row in tables]
-    samples = [Sample(DEAD, of, float(row["dead"])) for of, row in zip(labels, tables, strict=True)]
-    samples += [Sample(PRESSURE, of, row["pressure"]) for of, row in zip(labels, tables, strict=True)]
-    samples.append(DEAD(max(0, (tables[0]["all_dead"] if tables else 0) - sum(row["dead"] for row in tables)), table=OTHERS))
-    oldest = {kind: max((row["age"] for row in holders if row["kind"] == kind), default=0) for kind in HOLDERS}
-    samples += [XMIN_AGE(age, holder=kind) for kind, age in oldest.items()]
-    behind = [row for row in tables if row["pressure"] >= cfg.pressure and row["dead"] >= cfg.min_dead_rows]
+    names, dead = list(map(_name, tables)), list(map(_DEAD, tables))
+    others = max(0, (tables[0]["all_dead"] if tables else 0) - sum(dead))
+    oldest = dict.fromkeys(HOLDERS, 0)
+    for row in reversed(holders):
+        oldest[row["kind"]] = row["age"]
+    samples = (
+        *DEAD.each(zip(names, dead, strict=True)),
+        *PRESSURE.each(zip(names, map(_PRESSURE, tables), strict=True)),
+        DEAD(others, table=OTHERS),
+        *XMIN_AGE.each(oldest.items()),
+    )
+    are_some = bool(tables) and tables[0]["pressure"] >= cfg.pressure
+    behind = [row for row in tables if row["pressure"] >= cfg.pressure and row["dead"] >= cfg.min_dead_rows] if are_some else []
     findings: list[Finding] = []
     if behind:
         cleaned = [row for row in behind if row["enabled"]]
@@ -76,7 +85,7 @@ def judge(tables: list[Row], holders: list[Row], cfg: Config, *, service: str) -
         facts = {f"{row['kind']} {one_line(row['who'], limit=60)}": f"{row['age']:,} transactions old" for row in holders[:5]}
         summary = f"a {first['kind']} holds back VACUUM by {first['age']:,} transactions: {one_line(first['who'], limit=60)} ({service})"
         findings.append(XMIN_HELD(summary, facts={**facts, "to end it": _END[first["kind"]]}, value=first["age"]))
-    return Observed(tuple(samples), tuple(findings))
+    return Observed(samples, tuple(findings))
 
 
 _END = {

@@ -1,6 +1,6 @@
 """What a check declares, and what one run of it returns."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -38,6 +38,10 @@ class Metric:
         if tuple(labels) != self.labels:
             labels = self._in_order(labels)
         return _new(Sample, (self, tuple(map(str, labels.values())), float(value)))
+
+    def each(self, numbers: Iterable[tuple[str, float]]) -> list["Sample"]:
+        """A sample of each pair of label value and number, for a metric of one label."""
+        return [_new(Sample, (self, (value,), float(number))) for value, number in numbers]
 
     def _in_order(self, labels: Mapping[str, object]) -> dict[str, object]:
         if sorted(labels) != sorted(self.labels):

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import cast
 
 import psycopg
 from psycopg import errors, pq
@@ -262,7 +261,7 @@ def _settle(request: Request, answers: list[_Answer], *, alone: bool) -> bool:
     if failed:
         request.answer.set_exception(failed[0] or psycopg.DatabaseError("the statement was left out"))
     else:
-        request.answer.set_result(cast(list[list[Row]], answers))
+        request.answer.set_result(answers)  # type: ignore[arg-type]
     return True
 
 

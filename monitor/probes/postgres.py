@@ -150,11 +150,14 @@ class PgSentinel:
     async def version(self) -> int:
         """The server's version as ``server_version_num``; asks nothing while a connection is held. Raises ``CannotLook``."""
 
-        async def work(connection: Held) -> int:
-            return connection.info.server_version
-
         held = self._connection
-        return await work(held) if held is not None and not held.closed else await self._run(work, statements=0)
+        if held is not None and not held.closed:
+            return held.pgconn.server_version
+
+        async def work(connection: Held) -> int:
+            return connection.pgconn.server_version
+
+        return await self._run(work, statements=0)
 
     async def login(self) -> Login:
         """Open and close one fresh connection as the canary role, within ``timeout_s``. Failures are values."""
@@ -206,17 +209,19 @@ class PgSentinel:
                 async with self._turn:
                     self._asked, self._waiting = self._waiting, []
                     self.cost.statements += sum([len(request.asked) for request in self._asked])
-                    self._task = asyncio.current_task()
+                    self._task = self._exchanging
                     try:
                         await self._work_with_guard(work)
                     except CannotLook as exc:
                         _answer_with(exc, self._asked)
+        except BaseException:
+            _answer_with(CannotLook(f"{self._where.place}: the connection was closed"), (*self._asked, *self._waiting))
+            raise
         finally:
-            left, self._asked, self._waiting, self._exchanging = [*self._asked, *self._waiting], [], [], None
+            self._asked, self._waiting, self._exchanging = [], [], None
             if self._deadline is not None:
                 self._deadline.cancel()
                 self._deadline = None
-            _answer_with(CannotLook(f"{self._where.place}: the connection was closed"), left)
 
     def _give_up(self) -> None:
         """Tell whoever has waited for too long; the first to ask is the first to be due."""
