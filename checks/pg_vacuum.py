@@ -145,10 +145,12 @@ SELECT nspname::text AS schema, relname::text AS name, dead, coalesce((own ->> '
 FROM pressed ORDER BY pressure DESC, nspname, relname
 """
 
+# A session holds by the snapshot that it reads with, and by its own transaction once it has written: idle after a write, by that alone.
 HOLDING = """
 SELECT kind, who, age FROM (
-    SELECT 'session' AS kind, pid::text || ' ' || coalesce(application_name, '') AS who, age(backend_xmin) AS age FROM pg_stat_activity
-    WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+    SELECT 'session' AS kind, concat_ws(' ', pid, application_name) AS who, greatest(age(backend_xmin), age(backend_xid)) AS age
+    FROM pg_stat_activity
+    WHERE coalesce(backend_xmin, backend_xid) IS NOT NULL AND pid <> pg_backend_pid() AND backend_type = 'client backend'
     UNION ALL
     SELECT 'standby', pid::text || ' ' || application_name, age(backend_xmin) FROM pg_stat_replication WHERE backend_xmin IS NOT NULL
     UNION ALL

@@ -1,6 +1,7 @@
 """``pg_vacuum`` on real tables, 15 and 18: own thresholds, switched off, held back by an old snapshot, hostile names, a held lock."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 
 import psycopg
@@ -93,6 +94,55 @@ async def test_who_holds_back_the_cleaning_is_named(database: str, ctx: CheckCon
         assert "nightly-export" in finding.summary
         assert str(old.info.backend_pid) in finding.summary
     await until(ctx, lambda seen: not seen.findings, xmin_age_alone=1_000)
+
+
+async def held_by(ctx: CheckContext, dsn: str, kind: str, who: str) -> None:
+    """This holder, which is there already, is named as the oldest once a few transactions have come after it."""
+    run_sql(dsn, *["CREATE TABLE t (a int)", "DROP TABLE t"] * 3)
+    (finding,) = (await until(ctx, lambda seen: "XminHeld" in kinds(seen), xmin_age_alone=3)).findings
+    assert finding.summary.startswith(f"a {kind} holds back VACUUM by ")
+    assert who in finding.summary
+    assert f"{kind} {who}" in str(finding.facts)
+
+
+async def test_a_session_that_is_idle_after_a_write_holds_back_too(database: str, ctx: CheckContext) -> None:
+    """In READ COMMITTED it has no snapshot between its statements, and its own transaction is in the way all the same."""
+    dirty(database, enabled="off")
+    with psycopg.connect(database, application_name="forgotten") as writer:
+        writer.execute("CREATE TABLE written (a int)")
+        await held_by(ctx, database, "session", f"{writer.info.backend_pid} forgotten")
+        run_sql(database, "INSERT INTO orders VALUES (1)", "DELETE FROM orders")
+        assert orders_left(database) == 1  # it is true: the dead row stays
+    assert orders_left(database) == 0
+    await until(ctx, lambda seen: not seen.findings, xmin_age_alone=1_000)
+
+
+def orders_left(dsn: str) -> int:
+    """Dead rows that VACUUM has left in the table, as it tells itself."""
+    told: list[str] = []
+    with psycopg.connect(dsn, autocommit=True) as admin:
+        admin.add_notice_handler(lambda notice: told.append(notice.message_primary or ""))
+        admin.execute("VACUUM (VERBOSE) orders")
+    (number,) = re.findall(r"(\d+) are dead but not yet removable", "".join(told))
+    return int(number)
+
+
+async def test_a_prepared_transaction_holds_back(database: str, ctx: CheckContext) -> None:
+    with psycopg.connect(database) as left:
+        left.execute("CREATE TABLE written (a int)")
+        left.execute("PREPARE TRANSACTION 'left over'")
+    try:
+        await held_by(ctx, database, "prepared transaction", "left over")
+    finally:
+        run_sql(database, "ROLLBACK PREPARED 'left over'")
+
+
+async def test_a_slot_that_nobody_reads_holds_back(database: str, ctx: CheckContext) -> None:
+    run_sql(database, "SELECT pg_create_logical_replication_slot('unread', 'pgoutput')")
+    try:
+        await held_by(ctx, database, "slot", "unread")
+    finally:
+        run_sql(database, "SELECT pg_drop_replication_slot('unread')")
 
 
 async def test_a_locked_table_delays_nothing_and_hostile_names_stay_on_their_line(database: str, ctx: CheckContext) -> None:
