@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import re
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from email.errors import HeaderParseError
 from email.headerregistry import Address
 from email.message import EmailMessage
@@ -119,7 +119,9 @@ async def send_mail(
 ) -> Receipt:
     """Send one mail once. ``message_id`` comes from :func:`stable_message_id`, so that a repeated mail is recognised as the same.
 
-    The receipt's reference is the Message-ID. Raises ``DeliveryError``; only a 5xx is final, a broken connection or the deadline is not.
+    The receipt's reference is the Message-ID, and its note names the recipients that were refused while others were not: to send the
+    mail again would only repeat it to those who have it. Raises ``DeliveryError`` when nobody got it; only a 5xx is final, a broken
+    connection or the deadline is not.
     """
     mail = build_mail(ctx, cfg, subject=subject, text=text, html=html, message_id=message_id, in_reply_to=in_reply_to, urgent=urgent)
     where = f"mail server {cfg.host}:{cfg.port}"
@@ -128,7 +130,9 @@ async def send_mail(
     except TimeoutError as exc:  # ours, and aiosmtplib's own timeouts
         raise DeliveryError(f"{where} did not answer within {ctx.deadline_s:g} s", retryable=True) from exc
     except aiosmtplib.SMTPRecipientsRefused as exc:
-        raise _refusal({one.recipient: SMTPResponse(one.code, one.message) for one in exc.recipients}, len(cfg.to)) from exc
+        refused = {one.recipient: SMTPResponse(one.code, one.message) for one in exc.recipients}
+        retryable = any(_may_pass(answer.code) for answer in refused.values())
+        raise DeliveryError(f"the mail server refused every recipient: {_refusals(refused)}", retryable=retryable) from exc
     except aiosmtplib.SMTPAuthenticationError as exc:
         raise DeliveryError(f"{where} refused the login: {_answer(exc.code, exc.message)}", retryable=_may_pass(exc.code)) from exc
     except aiosmtplib.SMTPResponseException as exc:
@@ -137,9 +141,8 @@ async def send_mail(
         raise DeliveryError(f"{where} is not reachable: {clean(str(exc), 200) or type(exc).__name__}", retryable=True) from exc
     except aiosmtplib.SMTPException as exc:  # what is left: the server lacks what the configuration asks for
         raise DeliveryError(f"{where}: {clean(exc.message, 200)} (check security and username)", retryable=False) from exc
-    if refused:
-        raise _refusal(refused, len(cfg.to))
-    return Receipt(reference=message_id, detail=pairs({"recipients": len(cfg.to)}))
+    note = f"the mail server refused {len(refused)} of {len(cfg.to)} recipients: {_refusals(refused)}" if refused else ""
+    return Receipt(reference=message_id, detail=pairs({"recipients": len(cfg.to) - len(refused)}), note=note)
 
 
 def build_mail(
@@ -226,15 +229,9 @@ async def _submit(ctx: NotifyContext, cfg: EmailConfig, mail: EmailMessage) -> M
         client.close()
 
 
-def _refusal(refused: Mapping[str, SMTPResponse], asked: int) -> DeliveryError:
-    """Names who was refused. Retryable while one of them may yet be accepted; a 5xx alone would only repeat the mail to the others."""
-    who = "; ".join(f"{clean(name, 100)}: {_answer(answer.code, answer.message)}" for name, answer in sorted(refused.items()))
-    share = f"{len(refused)} of {asked} recipients" if len(refused) < asked else "every recipient"
-    return DeliveryError(f"the mail server refused {share}: {clean(who, 600)}", retryable=_any_may_pass(refused.values()))
-
-
-def _any_may_pass(answers: Iterable[SMTPResponse]) -> bool:
-    return any(_may_pass(answer.code) for answer in answers)
+def _refusals(refused: Mapping[str, SMTPResponse]) -> str:
+    """Who was refused, and why."""
+    return clean("; ".join(f"{clean(name, 100)}: {_answer(answer.code, answer.message)}" for name, answer in sorted(refused.items())), 600)
 
 
 def _may_pass(code: int) -> bool:

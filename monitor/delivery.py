@@ -158,7 +158,10 @@ class Delivery:
         # shielded: what was sent must be recorded, also when the program stops now
         await asyncio.shield(self._thread(self._store.outbox.sent, sending, self._owner, receipt, self._clock.now()))
         self._on_outcome(sending.channel, "sent")
-        log.info("delivered", **_facts(sending))
+        if receipt.note:
+            log.warning("delivered, but not to everybody", note=receipt.note, **_facts(sending))
+        else:
+            log.info("delivered", **_facts(sending))
 
     async def _fail(self, sending: Sending, error: DeliveryError) -> None:
         now, reason = self._clock.now(), one_line(str(error), limit=MAX_REASON_CHARS)

@@ -99,13 +99,15 @@ class Reports:
         end = period_end(period, schedule, self._settings)
         report = await self._thread(build_daily, self._settings, self._store, dict(self._latest()), now, end)
         try:
-            await mail_report(self._settings, schedule.channel, report, self._clock)
+            receipt = await mail_report(self._settings, schedule.channel, report, self._clock)
         except DeliveryError as exc:
             log.error("report could not be sent, will be tried again", period=period, error=str(exc))
             await self._thread(self._store.reports.failed, period, str(exc), now + RETRY_AFTER)
             return
         await self._thread(self._store.reports.sent, period, self._clock.now())
         log.info("report sent", period=period, channel=schedule.channel, late_s=round((now - end).total_seconds()))
+        if receipt.note:
+            log.warning("the report did not reach everybody", period=period, channel=schedule.channel, note=receipt.note)
 
 
 def last_due(schedule: DailyReport, settings: Settings, now: datetime) -> datetime:

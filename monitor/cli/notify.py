@@ -40,6 +40,8 @@ def register(app: typer.Typer) -> None:
                 raise typer.Exit(EXIT_WARNING) from exc
             reference = f" [dim]{escape(receipt.reference)}[/]" if receipt.reference else ""
             out.print(f"[green]delivered[/] {transition.value} through {escape(channel)} ({chosen.notifier.name}){reference}")
+            if receipt.note:
+                out.print(f"[yellow]but[/] {escape(receipt.note)}")
 
 
 def _choose(settings: Settings, name: str) -> Channel:

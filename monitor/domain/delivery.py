@@ -17,6 +17,8 @@ class Receipt:
     reference: str = ""
     detail: Labels = ()
     """Whatever a later notification of the same incident on the same channel needs (Slack's channel and ts)."""
+    note: str = ""
+    """What a person should know although it was delivered, such as who of several did not get it."""
 
 
 @dataclass(frozen=True, slots=True)

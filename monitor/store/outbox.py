@@ -65,8 +65,9 @@ class Outbox:
         """Mark it delivered, all rows of a digest at once. False when the lease was lost meanwhile and somebody else finished it."""
         again = "" if sending.attempts == 1 else f", attempt {sending.attempts}"
         together = f" in a digest of {len(sending.items)}" if isinstance(sending, Digest) else ""
+        but = f", but {receipt.note}" if receipt.note else ""
         values = {"state": "sent", "receipt": receipt_row(receipt), "last_error": None}
-        return self._finish(sending, owner, now, values, "delivered", f" delivered to {sending.channel}{together}{again}")
+        return self._finish(sending, owner, now, values, "delivered", f" delivered to {sending.channel}{together}{again}{but}")
 
     def retry(self, sending: Sending, owner: str, reason: str, at: datetime) -> None:
         """Give it back for another attempt at that time."""

@@ -7,8 +7,9 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.message import EmailMessage
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +21,13 @@ from pydantic import SecretStr, ValidationError
 from alerts import DeliveryError
 from alerts import email as email_notifier
 from alerts.email import EmailConfig, build_mail, incident_message_id, send_mail, stable_message_id
-from monitor.domain import Transition
+from monitor.config.settings import Channel
+from monitor.domain import EscalationStep, Severity, Transition
 from monitor.plugins import Notifier
+from tests.integration.test_delivery import Switch, running
 from tests.notify_parts import Authority, context, notification, unused_port
+from tests.support.world import settings as monitor_settings
+from tests.support.world import until
 
 PASSWORD = "s3cret-of-the-relay"
 
@@ -244,15 +249,52 @@ async def test_failures_are_sorted(relay: Relay, authority: Authority, room: dic
     assert says in str(caught.value)
 
 
-@pytest.mark.parametrize(("answer", "retryable"), [("451 greylisted", True), ("550 no such user", False)])
-async def test_who_was_refused_while_others_were_not_is_named(relay: Relay, authority: Authority, answer: str, retryable: bool) -> None:
+THREE = ("oncall@example.com", "gone@example.com", "lead@example.com")
+
+
+@pytest.mark.parametrize("answer", ["451 greylisted", "550 no such user"])
+async def test_a_mail_that_some_got_is_delivered_and_names_who_did_not(relay: Relay, authority: Authority, answer: str) -> None:
     relay.room.refuse_recipient["gone@example.com"] = answer
-    cfg = config(relay, authority, to=("oncall@example.com", "gone@example.com", "lead@example.com"))
-    with pytest.raises(DeliveryError) as caught:
-        await email_notifier.send(context(), cfg, notification())
-    assert str(caught.value) == f"the mail server refused 1 of 3 recipients: gone@example.com: {answer}"
-    assert caught.value.retryable is retryable
+    receipt = await email_notifier.send(context(), config(relay, authority, to=THREE), notification())
+    assert receipt.note == f"the mail server refused 1 of 3 recipients: gone@example.com: {answer}"
+    assert dict(receipt.detail) == {"recipients": "2"}
     assert relay.room.mails[0][0] == ["oncall@example.com", "lead@example.com"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "retryable"), [(("452 full",) * 3, True), (("550 no",) * 3, False), (("550 no", "450 busy", "550 no"), True)]
+)
+async def test_a_mail_that_nobody_got_is_tried_again_while_one_may_yet_get_it(
+    relay: Relay, authority: Authority, answers: tuple[str, ...], retryable: bool
+) -> None:
+    relay.room.refuse_recipient.update(zip(THREE, answers, strict=True))
+    with pytest.raises(DeliveryError, match="refused every recipient") as caught:
+        await email_notifier.send(context(), config(relay, authority, to=THREE), notification())
+    assert caught.value.retryable is retryable
+    assert relay.room.mails == []
+
+
+@pytest.mark.parametrize("answer", ["452 mailbox full", "550 no such user"])
+async def test_one_bad_recipient_neither_repeats_a_mail_nor_keeps_back_its_resolve(
+    tmp_path: Path, relay: Relay, authority: Authority, answer: str
+) -> None:
+    relay.room.refuse_recipient["gone@example.com"] = answer
+    switch = Switch()
+    chosen = monitor_settings(tmp_path, switch.subject)
+    mail = Channel("mail", email_notifier, config(relay, authority, to=THREE))
+    chosen = replace(chosen, channels={"mail": mail}, escalation=dict.fromkeys(Severity, (EscalationStep(0, "all", ("mail",)),)))
+    async with running(chosen) as world:
+        switch.down = True
+        await world.look(switch.subject, 2)
+        await until(lambda: world.outcomes == [("mail", "sent")])
+        switch.down = False
+        await world.look(switch.subject, 2)
+        await until(lambda: world.outcomes == [("mail", "sent")] * 2)
+        (incident,) = world.store.incidents.list(unresolved=False)
+        said = [entry.text for entry in world.store.incidents.timeline(incident.id) if entry.kind == "delivered"]
+    assert [mail["Subject"].startswith("Resolved: ") for _, mail in relay.room.mails] == [False, True]
+    refused = f"delivered to mail, but the mail server refused 1 of 3 recipients: gone@example.com: {answer}"
+    assert said == [f"triggered {refused}", f"resolved {refused}"]
 
 
 @pytest.mark.parametrize("where", ["EHLO", "DATA"])
