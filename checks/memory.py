@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
+from checks.partly import or_blind
 from checks.words import lasted, many, sized
 from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
 from monitor.plugins import CheckContext, Duration, PluginConfig, check
@@ -24,6 +25,8 @@ LOW = FindingKind(
 SWAPPING = FindingKind("SwapFull", Severity.P3, None, "More than warn_swap_percent of the swap space is in use.")
 KILLED = FindingKind("OomKill", Severity.P2, None, "The kernel killed a process for want of memory.")
 
+NO_KILLS = "the kernel does not tell whether it killed for want of memory: no oom_kill in /proc/vmstat (Linux before 4.13, or not mounted)"
+
 
 class Config(PluginConfig):
     """Keys of a ``memory`` check."""
@@ -39,7 +42,7 @@ class Config(PluginConfig):
     config=Config,
     metrics=(TOTAL, AVAILABLE, SWAP_USED, SWAP_TOTAL, KILLS),
     finds=(LOW, SWAPPING, KILLED),
-    blind="The kernel's figures cannot be read.",
+    blind="The kernel's figures cannot be read, or its count of kills is missing (oom_kill in /proc/vmstat) and nothing else is found.",
     why="Out of memory, the kernel kills the biggest process: mostly PostgreSQL or a worker in the middle of a job.",
 )
 async def memory(ctx: CheckContext, cfg: Config) -> Observed:
@@ -49,7 +52,10 @@ async def memory(ctx: CheckContext, cfg: Config) -> Observed:
 
 
 def judge(seen: Memory, before: dict[str, Any], cfg: Config, *, now_s: float, service: str) -> Observed:
-    """What the figures mean. Pure. ``before`` is the last count of kills, and when a new one was last seen."""
+    """What the figures mean. Pure. ``before`` is the last count of kills, and when a new one was last seen.
+
+    Raises ``CannotLook`` when the kernel does not tell of kills and nothing else is found.
+    """
     samples = [TOTAL(seen.total_bytes), AVAILABLE(seen.available_bytes), SWAP_USED(seen.swap_used_bytes), SWAP_TOTAL(seen.swap_total_bytes)]
     findings = _available(seen, cfg, service)
     if seen.swap_total_bytes and (percent := 100 * seen.swap_used_bytes / seen.swap_total_bytes) > cfg.warn_swap_percent:
@@ -59,7 +65,8 @@ def judge(seen: Memory, before: dict[str, Any], cfg: Config, *, now_s: float, se
     if seen.oom_kills is not None:
         samples.append(KILLS(seen.oom_kills))
         findings += _killed(keep, cfg, now_s, service)
-    return Observed(tuple[Sample, ...](samples), tuple(findings), keep=keep)
+    unseen = [] if seen.oom_kills is not None else [NO_KILLS]
+    return or_blind(Observed(tuple[Sample, ...](samples), tuple(findings), keep=keep), unseen)
 
 
 def _available(seen: Memory, cfg: Config, service: str) -> list[Finding]:
@@ -78,7 +85,7 @@ def _available(seen: Memory, cfg: Config, service: str) -> list[Finding]:
 def _kills(count: int | None, before: dict[str, Any], now_s: float) -> dict[str, Any]:
     """What to keep: a count that became smaller belongs to a kernel that was started anew, whose kills are all new."""
     old = before.get("count")
-    keep = {"count": count, "at_s": before.get("at_s"), "new": before.get("new", 0)}
+    keep = {"count": old if count is None else count, "at_s": before.get("at_s"), "new": before.get("new", 0)}
     if count is not None and old is not None and count != old:
         new = count - old if count > old else count
         keep |= {"at_s": now_s, "new": new} if new else {}

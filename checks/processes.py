@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from checks.partly import or_blind
 from checks.words import lasted, many, sized
 from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
 from monitor.errors import CannotLook
@@ -41,14 +42,19 @@ class Config(PluginConfig):
         description="Text in the command lines of the processes. Without it, those that listen on the port.",
     )
     port: int | None = Field(
-        None, ge=1, le=65_535, description="The TCP port they listen on; that of the service's url where it is left out."
+        None,
+        ge=0,
+        le=65_535,
+        description="The TCP port they listen on; that of the service's url where it is left out; 0 with command: none is looked for.",
     )
     unit: str | None = Field(None, description="The systemd unit that must be active, such as nginx.service.")
     at_least: int = Field(1, ge=1, description="ProcessMissing with fewer processes.")
     at_most: int | None = Field(None, ge=1, description="TooManyProcesses with more.")
     max_resident_bytes: int | None = Field(None, gt=0, description="ProcessMemoryHigh when one process holds more.")
     max_cpus: float | None = Field(None, gt=0, description="ProcessCpuHigh when they keep more processors busy, together.")
-    warn_files_percent: float = Field(80.0, gt=0, le=100, description="ProcessFilesHigh from this share of a process's limit on.")
+    warn_files_percent: float = Field(
+        80.0, ge=0, le=100, description="ProcessFilesHigh from this share of a process's limit on; 0: open files are not looked at."
+    )
     max_restarts: int = Field(3, ge=0, description="RestartLoop with more restarts …")
     restarts_within: Duration = Field(1800.0, gt=0, description="… within this time.")
 
@@ -56,6 +62,8 @@ class Config(PluginConfig):
     def _ordered(self) -> Self:
         if self.at_most is not None and self.at_most < self.at_least:
             raise ValueError("at_most must not be below at_least")
+        if self.port == 0 and self.command is None:
+            raise ValueError("port = 0 needs a command: something has to say which processes are meant")
         return self
 
 
@@ -64,9 +72,11 @@ class Config(PluginConfig):
     config=Config,
     metrics=(COUNT, RSS, CPU, FILES, YOUNGEST, RESTARTS),
     finds=(MISSING, TOO_MANY, NOT_LISTENING, RSS_HIGH, CPU_HIGH, FILES_HIGH, LOOPING, UNIT_DOWN),
-    blind="The processes belong to another user and cannot be seen, there is no systemd, or nothing says what to look for.",
+    blind="Ports or open files of the processes cannot be seen because they belong to another user, there is no systemd, or nothing says "
+    "what to look for.",
     why="A service that is restarted every minute answers its health check in between; memory and open files tell of the end before.",
-    privileges="To see ports, open files and limits of another user's processes, the monitor runs as that user or with CAP_SYS_PTRACE.",
+    privileges="To see ports, open files and limits of another user's processes, the monitor runs as that user or with CAP_SYS_PTRACE. "
+    "Without, `command` with `port = 0` and `warn_files_percent = 0` watches what everybody may see: number, memory, processors, restarts.",
 )
 async def processes(ctx: CheckContext, cfg: Config) -> Observed:
     """Looks at the processes of a service on this machine: how many, since when, their memory, processors, open files, port and unit."""
@@ -76,7 +86,9 @@ async def processes(ctx: CheckContext, cfg: Config) -> Observed:
     found = await ctx.host.processes(cfg.command or "", port=port if cfg.command is None else None)
     unit = await ctx.host.unit(cfg.unit) if cfg.unit is not None else None
     before = ctx.kept.value if ctx.kept else {}
-    return judge(found, unit, before, cfg, port=port, now_s=ctx.clock.now().timestamp(), service=ctx.service.name)
+    return or_blind(
+        judge(found, unit, before, cfg, port=port, now_s=ctx.clock.now().timestamp(), service=ctx.service.name), unseen(found, cfg, port)
+    )
 
 
 def port_of(service: Service) -> int | None:
@@ -167,13 +179,29 @@ def _presence(
         findings.append(
             TOO_MANY(f"{len(found)} processes of {service} run, at most {cfg.at_most} are expected", facts=facts, value=len(found))
         )
-    # Of a process that belongs to another user, no port is seen at all: that proves nothing.
-    seen = [one for one in found if one.listens_on or one.open_files is not None]
-    if cfg.command is not None and port is not None and seen and not any(port in one.listens_on for one in seen):
-        ports = sorted({number for one in seen for number in one.listens_on})
+    if cfg.command is not None and port and found and not _port_unseen(found, port) and not any(port in one.listens_on for one in found):
+        ports = sorted({number for one in found for number in one.listens_on})
         shown = ", ".join(map(str, ports[:10])) or "none"
         findings.append(NOT_LISTENING(f"{service} runs but does not listen on port {port}", facts={"it listens on": shown, **facts}))
     return findings
+
+
+def unseen(found: Sequence[HostProcess], cfg: Config, port: int | None) -> list[str]:
+    """What is wanted of these processes and cannot be seen. Pure."""
+    missing = []
+    if cfg.command is not None and port and _port_unseen(found, port):
+        missing.append(f"whether they listen on port {port} (port = 0 does without)")
+    if cfg.warn_files_percent and (hidden := [one for one in found if one.open_files is None or one.max_open_files is None]):
+        missing.append(
+            f"the open files of {len(hidden)} of {many(len(found), 'process', 'processes')} (warn_files_percent = 0 does without)"
+        )
+    cure = "run the monitor as the user of these processes or with CAP_SYS_PTRACE"
+    return [f"this user may not see {' and '.join(missing)}: {cure}"] if missing else []
+
+
+def _port_unseen(found: Sequence[HostProcess], port: int) -> bool:
+    """Whether a process may listen on the port without being seen to: of another user's, no port is seen at all."""
+    return not any(port in one.listens_on for one in found) and any(not one.listens_on and one.open_files is None for one in found)
 
 
 def _bounds(
@@ -191,7 +219,7 @@ def _bounds(
             CPU_HIGH(f"the processes of {service} keep {busy:.1f} processors busy", facts={"allowed": f"{cfg.max_cpus:g}"}, value=busy)
         )
     share, most = max(files, key=lambda pair: pair[0], default=(0.0, None))
-    if most is not None and 100 * share >= cfg.warn_files_percent:
+    if most is not None and cfg.warn_files_percent and 100 * share >= cfg.warn_files_percent:
         facts = {
             "process": f"{most.pid}: {most.command[:100]}",
             "open": f"{most.open_files:,} of {most.max_open_files:,}",

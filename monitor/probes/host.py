@@ -144,8 +144,8 @@ def _owners(port: int) -> set[int | None]:
 def _processes(text: str, owners: set[int | None] | None, stopped: Stopped) -> Iterator[HostProcess]:
     if owners is not None and None in owners:
         raise CannotLook(
-            "something listens on the port, but this user may not see which process: run the monitor as the services' user, "
-            "or name the process with command"
+            "something listens on the port, but this user may not see which process: run the monitor as the services' user or with "
+            "CAP_SYS_PTRACE; with command, port = 0 and warn_files_percent = 0 it is watched without its port and open files"
         )
     candidates = (psutil.Process(pid) for pid in _pids(owners)) if owners is not None else psutil.process_iter()
     for process in candidates:

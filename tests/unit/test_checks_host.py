@@ -17,7 +17,9 @@ from checks.memory import Config as MemoryConfig
 from checks.memory import judge as judge_memory
 from checks.processes import Config as ProcessesConfig
 from checks.processes import judge as judge_processes
+from checks.processes import unseen as unseen_of_processes
 from monitor.domain import Observed, Severity
+from monitor.errors import CannotLook
 from monitor.probes_contract import Disk, HostProcess, Load, Memory, Unit
 
 GIB = 2**30
@@ -87,13 +89,23 @@ def test_a_kill_is_told_for_an_hour() -> None:
     assert kinds(over) == []
     started_anew = judge_memory(replace(calm, oom_kills=1), over.keep, MemoryConfig(), now_s=9000, service="host")
     assert started_anew.findings[0].value == 1
-    unseen = judge_memory(replace(calm, oom_kills=None), over.keep, MemoryConfig(), now_s=9000, service="host")
-    assert kinds(unseen) == []
+
+
+def test_a_kernel_that_does_not_tell_of_kills_is_blind_and_hides_no_finding() -> None:
+    seen = Memory(100, 90, 0, 0, oom_kills=7)
+    before = judge_memory(seen, {}, MemoryConfig(), now_s=1000, service="host").keep
+    with pytest.raises(CannotLook, match="no oom_kill in /proc/vmstat"):
+        judge_memory(replace(seen, oom_kills=None), before, MemoryConfig(), now_s=1060, service="host")
+    low = judge_memory(replace(seen, oom_kills=None, available_bytes=1), before, MemoryConfig(), now_s=1060, service="host")
+    assert kinds(low) == ["MemoryLow"]
+    assert "no oom_kill" in dict(low.findings[0].facts)["not seen"]
+    # The count from before is not forgotten: what was killed meanwhile is told when the kernel tells again.
+    assert kinds(judge_memory(replace(seen, oom_kills=8), low.keep, MemoryConfig(), now_s=1120, service="host")) == ["OomKill"]
 
 
 @pytest.mark.parametrize(("available", "swap", "found"), [(50, 0, []), (9, 0, ["MemoryLow"]), (4, 90, ["MemoryLow", "SwapFull"])])
 def test_memory(available: int, swap: int, found: list[str]) -> None:
-    observed = judge_memory(Memory(100, available, 100, swap, None), {}, MemoryConfig(), now_s=0, service="host")
+    observed = judge_memory(Memory(100, available, 100, swap, 0), {}, MemoryConfig(), now_s=0, service="host")
     assert kinds(observed) == found
     assert not found or observed.findings[0].severity is (Severity.P2 if available < 5 else None)
 
@@ -138,3 +150,35 @@ def test_processor_time_of_a_process_that_came_with_the_same_number() -> None:
     before = judged([replace(WORKER, cpu_s=500.0)], None, {}).keep
     observed = judged([replace(WORKER, started_at=NOW, cpu_s=1.0)], None, before, after_s=10)
     assert next(sample.value for sample in observed.samples if sample.metric.name.endswith("cpu_ratio")) == pytest.approx(0.1)
+
+
+HIDDEN = replace(WORKER, pid=12, open_files=None, max_open_files=None)
+
+
+@pytest.mark.parametrize(
+    ("found", "keys", "missing"),
+    [
+        ([HIDDEN], {}, ["whether they listen on port 80", "the open files of 1 of 1 process"]),
+        ([HIDDEN], {"port": 0}, ["the open files of 1 of 1 process"]),
+        ([HIDDEN], {"warn_files_percent": 0}, ["whether they listen on port 80"]),
+        ([HIDDEN], {"port": 0, "warn_files_percent": 0}, []),
+        ([WORKER, HIDDEN], {}, ["whether they listen on port 80", "the open files of 1 of 2 processes"]),
+        ([replace(WORKER, listens_on=(80,)), HIDDEN], {"warn_files_percent": 0}, []),
+        ([WORKER], {}, []),
+        ([], {}, []),
+    ],
+)
+def test_what_cannot_be_seen_of_processes(found: list[HostProcess], keys: dict[str, Any], missing: list[str]) -> None:
+    cfg = ProcessesConfig.model_validate({"command": "x", "port": 80, **keys})
+    told = unseen_of_processes(found, cfg, cfg.port)
+    assert len(told) == bool(missing)
+    assert all(part in told[0] for part in missing)
+    assert not told or "CAP_SYS_PTRACE" in told[0]
+    # A port that may be bound by a process that cannot be seen is not called unbound.
+    judged = judge_processes(found, None, {}, cfg, port=cfg.port, now_s=NOW.timestamp(), service="shop")
+    assert kinds(judged) == (["ProcessMissing"] if not found else ["PortNotBound"] if found == [WORKER] else [])
+
+
+def test_no_port_needs_a_command() -> None:
+    with pytest.raises(ValueError, match="port = 0 needs a command"):
+        ProcessesConfig(port=0)
