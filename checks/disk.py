@@ -1,13 +1,17 @@
 """How much room is left on the disks, and when will it be gone if it goes on like this?"""
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from checks.partly import or_blind
 from checks.words import lasted, sized
 from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
+from monitor.errors import CannotLook
 from monitor.plugins import CheckContext, Duration, PluginConfig, check, one_line
 from monitor.probes_contract import Disk
 
@@ -58,13 +62,26 @@ class Config(PluginConfig):
     config=Config,
     metrics=(TOTAL, FREE, INODES_FREE, FULL_IN),
     finds=(LOW, FILLING, INODES, READ_ONLY),
-    blind="A path is missing or not mounted, or its disk does not answer (a network mount that hangs).",
+    blind="A path is missing or not mounted, or its disk does not answer (a network mount that hangs), and nothing is found on the others.",
     why="A full disk stops PostgreSQL, the logs and the backups at once; days before, its trend says so.",
 )
 async def disk(ctx: CheckContext, cfg: Config) -> Observed:
     """Looks at the space and the inodes left on this machine's file systems, and draws a straight line through the last hours."""
-    seen = {found.mount_point: found for path in cfg.paths for found in (await ctx.host.disk(path),)}
-    return judge(tuple(seen.values()), ctx.kept.value if ctx.kept else {}, cfg, now=ctx.clock.now(), service=ctx.service.name)
+    looks = await asyncio.gather(*(_look(ctx, path) for path in cfg.paths))  # at once: one that hangs takes its time alone
+    seen = {look.mount_point: look for look in looks if isinstance(look, Disk)}
+    unseen = [str(look) for look in looks if isinstance(look, CannotLook)]
+    before = ctx.kept.value if ctx.kept else {}
+    observed = judge(tuple(seen.values()), before, cfg, now=ctx.clock.now(), service=ctx.service.name)
+    if unseen and isinstance(observed.keep, dict):
+        observed = replace(observed, keep={**before, **observed.keep})  # what was not seen keeps its trend
+    return or_blind(observed, unseen)
+
+
+async def _look(ctx: CheckContext, path: str) -> Disk | CannotLook:
+    try:
+        return await ctx.host.disk(path)
+    except CannotLook as exc:
+        return exc
 
 
 def judge(disks: Sequence[Disk], before: Mapping[str, Any], cfg: Config, *, now: datetime, service: str) -> Observed:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
+from checks.partly import or_blind
 from checks.synthetic_user import Refusal, SyntheticUser, log_in
 from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
 from monitor.errors import CannotLook
@@ -41,7 +42,8 @@ class Config(SyntheticUser):
     metrics=(UP, DURATION),
     finds=(UNAVAILABLE, SLOW),
     needs=("url",),
-    blind="The synthetic user cannot log in, or the service does not answer what it was asked.",
+    blind="The synthetic user cannot log in, or the service does not answer what it was asked: of any source, or of one while it reaches "
+    "all others.",
     why="When BigQuery or SFTP is away, the service is healthy, its jobs wait, and the dashboards show yesterday (INC-003).",
     privileges="A user of your own at the identity provider, in a tenant of your own, that may read and no more.",
 )
@@ -67,13 +69,18 @@ async def sources(ctx: CheckContext, cfg: Config) -> Observed:
 
 
 def judge(told: Mapping[str, Mapping[str, Any]], cfg: Config, *, service: str) -> Observed:
-    """What the service says of each source. Pure. Raises ``CannotLook`` when it does not say whether one is available."""
+    """What the service says of each source. Pure.
+
+    Raises ``CannotLook`` when it does not say whether one is available, and reaches all others.
+    """
     samples: list[Sample] = []
     findings: list[Finding] = []
+    unclear: list[str] = []
     for source, seen in sorted(told.items())[:MAX_SOURCES]:
         name, available, duration_s = one_line(source, limit=40), seen.get("available"), seen.get("duration_s")
         if not isinstance(available, bool):
-            raise CannotLook(f"{service} does not say whether {name} is available")
+            unclear.append(f"{service} does not say whether {name} is available")
+            continue
         took = f"{duration_s:.1f} s" if isinstance(duration_s, int | float) else "unknown"
         samples.append(UP(available, source=name))
         if isinstance(duration_s, int | float):
@@ -86,4 +93,4 @@ def judge(told: Mapping[str, Mapping[str, Any]], cfg: Config, *, service: str) -
             findings.append(
                 SLOW(f"{name} takes {took} to answer {service}", labels={"source": name}, facts={"took": took}, value=duration_s)
             )
-    return Observed(tuple(samples), tuple(findings))
+    return or_blind(Observed(tuple(samples), tuple(findings)), unclear)

@@ -3,14 +3,14 @@
 import asyncio
 import json
 import os
-import socket
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -19,17 +19,14 @@ from checks.disk import disk
 from checks.due_dates import due_dates
 from checks.load import load
 from checks.memory import memory
-from checks.processes import processes
 from monitor.clock import SystemClock
 from monitor.domain import Observed, Severity
 from monitor.errors import CannotLook
-from monitor.plugins import CheckContext, Service
+from monitor.plugins import CheckContext, Kept, Service
 from monitor.probes.host import LocalHost
-from tests.support.looking import after, look, looking_at
-
-# What is watched sleeps until the test ends it: no test waits for it.
-SERVER = "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); print('up', flush=True); time.sleep(600)"
-IDLER = "import time; print('up', flush=True); time.sleep(600)"
+from monitor.probes_contract import Disk
+from tests.conftest import tool
+from tests.support.looking import look, looking_at
 
 
 @pytest.fixture
@@ -49,15 +46,34 @@ def value(observed: Observed, name: str) -> float:
 # --- disks -----------------------------------------------------------------------------------------------------------
 
 
+OF_ONE_OWN = "test_disks_of_a_namespace_of_ones_own"
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own: 4 MiB and 40 inodes."""
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m,nr_inodes=40", "small", str(tmp_path)]
     made = subprocess.run(mount, check=False, capture_output=True, text=True)
     if made.returncode:
-        pytest.skip(f"this user may not mount: {made.stderr.strip()}")
+        pytest.skip(f"this user may not mount ({made.stderr.splitlines()[0]}): {OF_ONE_OWN} tries it in a user namespace")
     yield tmp_path
     subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_disks_of_a_namespace_of_ones_own(tmp_path: Path) -> None:
+    """A user who may not mount may do so in a user namespace, mostly: there the tests above and below run, in a process of their own."""
+    mount = ["mount", "-t", "tmpfs", "small", str(tmp_path)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode == 0:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+        pytest.skip("this user may mount: the tests that do so run as they are")
+    namespace = [tool("unshare"), "-Urm"]
+    made = subprocess.run([*namespace, *mount], check=False, capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"nothing on this machine lets this user mount, a user namespace neither: {made.stderr.splitlines()[0]}")
+    those = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", __file__, "-k", "disk and not namespace"]
+    done = subprocess.run([*namespace, *those], cwd=Path(__file__).parents[2], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "skipped" not in done.stdout.splitlines()[-1]
 
 
 async def test_an_empty_disk_is_fine_and_measured(small_disk: Path, host: CheckContext) -> None:
@@ -84,7 +100,7 @@ async def test_a_full_disk_is_seen_not_suffered(small_disk: Path, host: CheckCon
     assert "0 % of its space left" in finding.summary
 
 
-async def test_inodes_run_out_while_there_is_space(small_disk: Path, host: CheckContext) -> None:
+async def test_a_disk_whose_inodes_run_out_while_there_is_space(small_disk: Path, host: CheckContext) -> None:
     for number in range(35):
         (small_disk / str(number)).touch()
     assert kinds(await look(disk, host, paths=[str(small_disk)])) == ["DiskInodesLow"]
@@ -97,8 +113,36 @@ async def test_a_disk_that_became_read_only(small_disk: Path, host: CheckContext
 
 
 async def test_a_missing_path_is_blind_not_fine(host: CheckContext) -> None:
+    fine = {"warn_free_percent": 0, "critical_free_percent": 0, "full_within": 0, "may_be_read_only": True}
     with pytest.raises(CannotLook, match=r"the file system of /no/such/place cannot be seen: No such file"):
-        await look(disk, host, paths=["/", "/no/such/place"])
+        await look(disk, host, paths=["/proc", "/no/such/place"], **fine)
+
+
+async def test_a_missing_path_does_not_hide_a_disk_that_is_full(small_disk: Path, host: CheckContext) -> None:
+    (small_disk / "big").write_bytes(b"x" * 3_500_000)
+    (finding,) = (await look(disk, host, paths=["/no/such/place", str(small_disk)])).findings
+    assert finding.kind.name == "DiskSpaceLow"
+    assert "the file system of /no/such/place cannot be seen" in dict(finding.facts)["not seen"]
+    # What was not seen this time keeps the points of its trend.
+    before = replace(host, kept=Kept(at=host.clock.now(), value={"/gone": [[1.0, 2.0]]}))
+    observed = await look(disk, before, paths=["/no/such/place", str(small_disk)])
+    assert set(cast(dict[str, Any], observed.keep)) == {"/gone", str(small_disk)}
+
+
+async def test_a_path_that_hangs_does_not_hide_a_disk_that_is_full(host: CheckContext) -> None:
+    """The hanging one is answered for after the other was seen, and only then: they are asked at once."""
+    seen = asyncio.Event()
+
+    class Machine(LocalHost):
+        async def disk(self, path: str) -> Disk:
+            if path == "/hangs":
+                await seen.wait()
+                raise CannotLook("asking for the space on /hangs took longer than 5 s")
+            seen.set()
+            return Disk("/dev/sda1", path, 100, 5, 0, 0, read_only=False)
+
+    (finding,) = (await look(disk, replace(host, host=Machine()), paths=["/hangs", "/full"])).findings
+    assert dict(finding.facts)["not seen"] == "asking for the space on /hangs took longer than 5 s"
 
 
 # --- memory and load -------------------------------------------------------------------------------------------------
@@ -110,6 +154,9 @@ async def test_memory_of_this_machine(host: CheckContext) -> None:
     told = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines()}
     assert value(observed, "monitor_memory_size_bytes") == told["MemTotal"]
     assert 0 < value(observed, "monitor_memory_available_bytes") < told["MemTotal"]
+    killed = re.findall(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
+    assert [(await host.host.memory()).oom_kills] == [int(count) for count in killed]
+    assert value(observed, "monitor_oom_kills_total") == int(killed[0])
     assert kinds(await look(memory, host, warn_available_percent=99.9, critical_available_percent=0)) == ["MemoryLow"]
 
 
@@ -118,103 +165,6 @@ async def test_load_of_this_machine(host: CheckContext) -> None:
     assert kinds(observed) == []
     assert value(observed, "monitor_cpus") == os.cpu_count()
     assert value(observed, "monitor_open_files") > 0
-
-
-# --- processes -------------------------------------------------------------------------------------------------------
-
-
-def unused_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-@contextmanager
-def running(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
-    """A Python process that has said that it is up; ended at the end."""
-    process = subprocess.Popen([sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "up\n"
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
-
-
-async def test_a_service_is_found_by_the_port_of_its_url() -> None:
-    port = unused_port()
-    async with looking_at(Service("shop", url=f"http://127.0.0.1:{port}")) as ctx:
-        (finding,) = (await look(processes, ctx)).findings
-        assert finding.kind.name == "ProcessMissing"
-        assert finding.summary == f"no process of shop runs, none that listens on port {port}"
-        with running(SERVER, port) as server:
-            observed = await look(processes, ctx)
-            assert kinds(observed) == []
-            assert value(observed, "monitor_processes") == 1
-            assert value(observed, "monitor_processes_resident_bytes") > 1_000_000
-            (told,) = await ctx.host.processes(port=port)
-            assert (told.pid, told.listens_on, told.parent) == (server.pid, (port,), os.getpid())
-
-
-async def test_a_process_that_runs_without_its_port(host: CheckContext) -> None:
-    word = f"word{os.urandom(4).hex()}"
-    with running(IDLER, word):
-        (finding,) = (await look(processes, host, command=word, port=unused_port())).findings
-        assert finding.kind.name == "PortNotBound"
-        assert dict(finding.facts)["it listens on"] == "none"
-
-
-async def test_too_many_too_big_and_too_few(host: CheckContext) -> None:
-    word = f"word{os.urandom(4).hex()}"
-    with running(IDLER, word), running(IDLER, word):
-        assert kinds(await look(processes, host, command=word, at_most=1)) == ["TooManyProcesses"]
-        assert kinds(await look(processes, host, command=word, at_least=3)) == ["ProcessMissing"]
-        assert kinds(await look(processes, host, command=word, max_resident_bytes=1000)) == ["ProcessMemoryHigh"]
-        assert kinds(await look(processes, host, command=word, at_least=2)) == []
-
-
-async def test_a_process_that_keeps_a_processor_busy(host: CheckContext) -> None:
-    word = f"word{os.urandom(4).hex()}"
-    with running("print('up', flush=True)\nwhile True: pass", word):
-        first = await look(processes, host, command=word)
-        assert "monitor_processes_cpu_ratio" not in {sample.metric.name for sample in first.samples}
-        async with asyncio.timeout(30):
-            while kinds(await look(processes, after(host, first), command=word, max_cpus=0.01)) != ["ProcessCpuHigh"]:
-                continue
-
-
-async def test_open_files_near_the_limit(host: CheckContext) -> None:
-    word = f"word{os.urandom(4).hex()}"
-    greedy = (
-        "import resource, time; resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50)); "
-        "held = [open('/dev/null') for _ in range(42)]; print('up', flush=True); time.sleep(600)"
-    )
-    with running(greedy, word) as process:
-        (finding,) = (await look(processes, host, command=word)).findings
-        assert finding.kind.name == "ProcessFilesHigh"
-        assert str(process.pid) in dict(finding.facts)["process"]
-
-
-async def test_a_restart_loop_is_found_although_every_look_sees_a_process(host: CheckContext) -> None:
-    word, ctx = f"word{os.urandom(4).hex()}", host
-    for turn in range(4):
-        with running(IDLER, word):
-            observed = await look(processes, ctx, command=word, max_restarts=2, restarts_within="1h")
-            assert kinds(observed) == (["RestartLoop"] if turn == 3 else [])
-            ctx = after(ctx, observed)
-
-
-async def test_what_cannot_be_asked_of_processes(host: CheckContext) -> None:
-    with pytest.raises(CannotLook, match="set command or port, or the service's url"):
-        await look(processes, host)
-    for name in ("--help", "a b", "x;y", "\x1b[2J"):
-        with pytest.raises(CannotLook, match="is no name of a systemd unit"):
-            await look(processes, host, command="python", unit=name)
-    with pytest.raises(CannotLook, match="system"):
-        await LocalHost().unit("no-such-unit-anywhere.service")
 
 
 # --- backups ---------------------------------------------------------------------------------------------------------

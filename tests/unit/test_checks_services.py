@@ -228,6 +228,12 @@ def test_sources() -> None:
     assert dict(observed.findings[0].facts)["error"] == "quota [2J"
 
 
+def test_a_source_that_is_down_is_not_hidden_by_one_that_is_unclear() -> None:
+    observed = judge_sources({"bigquery": {"available": None}, "sftp": {"available": False}}, SOURCES, service="data")
+    assert [finding.summary for finding in observed.findings] == ["data cannot reach sftp"]
+    assert dict(observed.findings[0].facts)["not seen"] == "data does not say whether bigquery is available"
+
+
 @pytest.mark.parametrize("seen", [{"bigquery": {}}, {"bigquery": {"available": "yes"}}])
 def test_a_source_of_which_nothing_is_said_is_not_fine(seen: dict[str, Any]) -> None:
     with pytest.raises(CannotLook, match="does not say whether bigquery is available"):
