@@ -134,10 +134,7 @@ async def _in_jira(ctx: NotifyContext, cfg: JiraConfig, ticket: _Ticket) -> Rece
     async with JsonClient(ctx, "Jira", cfg.base_url, headers=headers, ca_file=cfg.ca_file, secrets=(token,), auth=auth) as client:
         key = ticket.known
         if key is None:
-            jql = f'project = "{cfg.project}" AND labels = "{ticket.label}"'
-            found = await client.call("POST", "rest/api/2/search", {"jql": jql, "maxResults": 1, "fields": ["key"]})
-            listed = found.body.get("issues") if isinstance(found.body, dict) else None
-            key = str(listed[0]["key"]) if listed else None
+            key = await _search(client, f'project = "{cfg.project}" AND labels = "{ticket.label}"')
         if key is None:
             if ticket.over:
                 return Receipt(reference="")
@@ -156,14 +153,41 @@ async def _in_jira(ctx: NotifyContext, cfg: JiraConfig, ticket: _Ticket) -> Rece
     return _opened(key)
 
 
+async def _search(client: JsonClient, jql: str) -> str | None:
+    """The first issue's key. Cloud's search is of API 3, and the one of API 2 is gone there; Server and Data Center know only that one."""
+    asked = {"jql": jql, "maxResults": 1, "fields": ["key"]}
+    found = await client.call("POST", "rest/api/3/search/jql", asked, allow=(404,))
+    if found.status == 404:
+        found = await client.call("POST", "rest/api/2/search", asked)
+    listed = found.body.get("issues") if isinstance(found.body, dict) else None
+    return str(listed[0]["key"]) if listed else None
+
+
 async def _finish(client: JsonClient, cfg: JiraConfig, key: str) -> None:
-    """Take the transition by its name; an issue that somebody closed already offers none, and that is well."""
-    path = f"rest/api/2/issue/{quote(key)}/transitions"
-    listed = (await client.call("GET", path)).body
-    offered = listed.get("transitions", []) if isinstance(listed, dict) else []
-    chosen = next((one["id"] for one in offered if str(one.get("name", "")).lower() == cfg.done.lower()), None)
+    """Take the transition by its name. Raises ``DeliveryError`` when the workflow offers none of that name, unless it is done already."""
+    issue = f"rest/api/2/issue/{quote(key)}"
+    listed = (await client.call("GET", f"{issue}/transitions")).body
+    offered = {str(one["name"]): one["id"] for one in listed.get("transitions", [])} if isinstance(listed, dict) else {}
+    chosen = next((number for name, number in offered.items() if name.lower() == cfg.done.lower()), None)
     if chosen is not None:
-        await client.call("POST", path, {"transition": {"id": chosen}})
+        await client.call("POST", f"{issue}/transitions", {"transition": {"id": chosen}})
+        return
+    status = _status((await client.call("GET", f"{issue}?fields=status")).body)
+    if status.get("statusCategory", {}).get("key") != "done":
+        names = clean(", ".join(repr(name) for name in offered) or "none", 200)
+        raise DeliveryError(
+            f"{key} stays open: Jira offers no transition {cfg.done!r} from its status {clean(str(status.get('name')), 60)!r} "
+            f"(set done to the one that closes it; offered: {names})",
+            retryable=False,
+        )
+
+
+def _status(body: Any) -> dict[str, Any]:
+    fields = body.get("fields") if isinstance(body, dict) else None
+    status = fields.get("status") if isinstance(fields, dict) else None
+    if not isinstance(status, dict):
+        raise DeliveryError("Jira's answer names no status: something in between answered for it", retryable=True)
+    return status
 
 
 def _label(key: str) -> str:

@@ -17,9 +17,15 @@ from services.externals.script import Script, Step
 TITLE_MAX, SUMMARY_MAX, BODY_MAX, LABEL_MAX = 256, 255, 65_536, 50
 
 
-def create_app(*, token: str, user: str = "", secret: str = "") -> Starlette:
-    """``/repos/…`` is GitHub, ``/rest/api/2/…`` is Jira, ``/hook`` takes webhooks; ``/_received`` and ``/_script`` are for tests."""
+def create_app(*, token: str, user: str = "", secret: str = "", jira_is_cloud: bool = True) -> Starlette:
+    """``/repos/…`` is GitHub, ``/rest/api/…`` is Jira, ``/hook`` takes webhooks; ``/_received`` and ``/_script`` are for tests.
+
+    Jira Cloud has no search in API 2 any more (410 Gone); Jira Server and Data Center have no API 3 (404).
+    """
     trackers = _Trackers(token, user, secret)
+    in_api_3, in_api_2 = trackers.jira_search_cloud, trackers.jira_search_gone
+    if not jira_is_cloud:
+        in_api_3, in_api_2 = trackers.jira_no_api_3, trackers.jira_search
     script = Script()
 
     def scripted(behave: Any) -> Any:
@@ -42,8 +48,10 @@ def create_app(*, token: str, user: str = "", secret: str = "") -> Starlette:
             Route("/repos/{owner}/{name}/issues", scripted(trackers.github_issues), methods=["GET", "POST"]),
             Route("/repos/{owner}/{name}/issues/{number}", scripted(trackers.github_close), methods=["PATCH"]),
             Route("/repos/{owner}/{name}/issues/{number}/comments", scripted(trackers.github_comment), methods=["POST"]),
-            Route("/rest/api/2/search", scripted(trackers.jira_search), methods=["POST"]),
+            Route("/rest/api/3/search/jql", scripted(in_api_3), methods=["POST"]),
+            Route("/rest/api/2/search", scripted(in_api_2), methods=["POST"]),
             Route("/rest/api/2/issue", scripted(trackers.jira_create), methods=["POST"]),
+            Route("/rest/api/2/issue/{key}", scripted(trackers.jira_issue), methods=["GET"]),
             Route("/rest/api/2/issue/{key}/comment", scripted(trackers.jira_comment), methods=["POST"]),
             Route("/rest/api/2/issue/{key}/transitions", scripted(trackers.jira_transitions), methods=["GET", "POST"]),
             Route("/hook", scripted(trackers.hook), methods=["POST"]),
@@ -97,12 +105,38 @@ class _Trackers:
 
     # --- Jira ------------------------------------------------------------------------------------------------------
 
+    def jira_search_cloud(self, request: Request, body: bytes) -> Response:
+        """Refuses a query without a bound; of an issue, only its id unless more is named; and there is no total."""
+        if not self._allowed(request):
+            return self._no(401, {"errorMessages": ["not authenticated"]})
+        asked = json.loads(body)
+        if not re.search(r'(project|labels) = "', asked["jql"]):
+            return self._no(400, {"errorMessages": ["Unbounded JQL queries are not allowed here."]})
+        named = set(asked.get("fields", ())) & {"key", "*all", "*navigable"}
+        issues = self._labelled(asked["jql"])
+        listed = [{"id": str(issue["number"]), **({"key": f"OPS-{issue['number']}"} if named else {})} for issue in issues]
+        return JSONResponse({"issues": listed, "isLast": True})
+
+    def jira_search_gone(self, request: Request, body: bytes) -> Response:
+        return self._no(410, {"errorMessages": ["The requested API has been removed. Please migrate to the /rest/api/3/search/jql API."]})
+
+    def jira_no_api_3(self, request: Request, body: bytes) -> Response:
+        return self._no(404, {"message": "null for uri: /rest/api/3/search/jql", "status-code": 404})
+
     def jira_search(self, request: Request, body: bytes) -> Response:
         if not self._allowed(request):
             return self._no(401, {"errorMessages": ["not authenticated"]})
-        found = re.search(r'labels = "([^"]+)"', json.loads(body)["jql"])
-        label = found[1] if found else ""
-        return JSONResponse({"issues": [{"key": f"OPS-{issue['number']}"} for issue in self.issues if label in issue["labels"]][:1]})
+        issues = [{"id": str(issue["number"]), "key": f"OPS-{issue['number']}"} for issue in self._labelled(json.loads(body)["jql"])]
+        return JSONResponse({"startAt": 0, "maxResults": 1, "total": len(issues), "issues": issues})
+
+    def jira_issue(self, request: Request, body: bytes) -> Response:
+        issue = self._find(request.path_params["key"].removeprefix("OPS-"))
+        if not self._allowed(request) or issue is None:
+            return self._no(404, {"errorMessages": ["Issue does not exist"]})
+        status = {"name": "To Do", "statusCategory": {"key": "new"}}
+        if issue["state"] == "closed":
+            status = {"name": "Done", "statusCategory": {"key": "done"}}
+        return JSONResponse({"key": f"OPS-{issue['number']}", "fields": {"status": status}})
 
     def jira_create(self, request: Request, body: bytes) -> Response:
         if not self._allowed(request):
@@ -145,6 +179,10 @@ class _Trackers:
             return self._no(401, {"message": "who are you?"})
         self.hooks.append(json.loads(body))
         return Response(status_code=204)
+
+    def _labelled(self, jql: str) -> list[dict[str, Any]]:
+        found = re.search(r'labels = "([^"]+)"', jql)
+        return [issue for issue in self.issues if found and found[1] in issue["labels"]][:1]
 
     def _allowed(self, request: Request) -> bool:
         return request.headers.get("Authorization") in {self._bearer, self._basic}

@@ -55,6 +55,14 @@ async def fake(tmp_path: Path) -> AsyncIterator[tuple[Fake, Authority]]:
         yield running, authority
 
 
+@pytest.fixture
+async def on_premises(tmp_path: Path) -> AsyncIterator[Tracker]:
+    """Jira Server, with a personal access token."""
+    authority = Authority.create(tmp_path)
+    async with serve(tickets.create_app(token=TOKEN, secret=SECRET, jira_is_cloud=False), authority) as running:
+        yield Tracker(running, NOTIFIERS["jira"], configure("jira", running.url, authority.ca_file, user=None))
+
+
 @pytest.fixture(params=["github", "jira"])
 def tracker(request: pytest.FixtureRequest, fake: tuple[Fake, Authority]) -> Tracker:
     running, authority = fake
@@ -81,6 +89,40 @@ async def test_one_ticket_from_open_to_closed(tracker: Tracker) -> None:
     assert "monitor-a1b2c3d4e5f6" in issue["labels"]
     assert len(issue["comments"]) == 3
     assert "Resolved" in issue["comments"][-1]
+
+
+async def test_jira_server_is_searched_in_its_own_way(on_premises: Tracker) -> None:
+    first = await on_premises.send()
+    assert await on_premises.send() == first  # found again by its label
+    await on_premises.send(Transition.RESOLVED, first)
+    assert [issue["state"] for issue in await on_premises.issues()] == ["closed"]
+
+
+async def test_a_ticket_is_found_again_by_its_label(tracker: Tracker) -> None:
+    first = await tracker.send()
+    assert await tracker.send() == first
+    assert len(await tracker.issues()) == 1
+
+
+async def test_a_ticket_that_somebody_closed_already_is_well(tracker: Tracker) -> None:
+    first = await tracker.send()
+    for _ in range(2):
+        await tracker.send(Transition.RESOLVED, first)
+    (issue,) = await tracker.issues()
+    assert (issue["state"], len(issue["comments"])) == ("closed", 2)
+
+
+async def test_a_ticket_that_the_workflow_does_not_let_close_is_no_success(fake: tuple[Fake, Authority]) -> None:
+    running, authority = fake
+    tracker = Tracker(running, NOTIFIERS["jira"], configure("jira", running.url, authority.ca_file, done="Resolve Issue"))
+    first = await tracker.send()
+    with pytest.raises(DeliveryError) as caught:
+        await tracker.send(Transition.RESOLVED, first)
+    assert not caught.value.retryable
+    assert str(caught.value) == (
+        "OPS-1 stays open: Jira offers no transition 'Resolve Issue' from its status 'To Do' "
+        "(set done to the one that closes it; offered: 'In Progress', 'Done')"
+    )
 
 
 async def test_a_lost_answer_opens_no_second_ticket(tracker: Tracker) -> None:
