@@ -56,11 +56,14 @@ def climb(incident: Incident, now: datetime, transition: Transition, people: Peo
     """Fire every step of the chain that is due, and set when the next one is. A muted incident fires none.
 
     ``transition`` is what the chain's first step tells; later steps always tell ESCALATED. A step that reaches nobody is said, and the
-    one after it fires at once.
+    one after it fires at once, or as soon as its business hours begin.
     """
     if incident.muted:
         return Decision(incidents=(replace(incident, next_escalation_at=None, remind_at=None),))
-    done = ascend(incident.chain, incident.chain_since, incident.step, incident.told, incident.response, now, transition, people)
+    is_due = incident.next_escalation_at is not None and incident.next_escalation_at <= now
+    done = ascend(
+        incident.chain, incident.chain_since, incident.step, incident.told, incident.response, now, transition, people, is_due=is_due
+    )
     climbed = replace(incident, step=done.step, told=done.told, next_escalation_at=done.next_at, remind_at=done.remind_at)
     return Decision(incidents=(climbed,), intents=done.intents(incident.id), timeline=done.timeline(incident.id, now))
 
@@ -74,13 +77,21 @@ def ascend(
     now: datetime,
     transition: Transition,
     people: People,
+    *,
+    is_due: bool = False,
 ) -> Ascent:
-    """Fire what is due of a chain from ``step`` on; its delays count from ``since``."""
+    """Fire what is due of a chain from ``step`` on, which ``is_due`` by itself; the delays of the others count from ``since``."""
     calls: list[tuple[Transition, str, str]] = []
     lines: list[tuple[str, str]] = []
     told = list(told)
-    hurry = False
-    while step < len(chain) and (hurry or _due_at(chain[step], since, people) <= now):
+    hurry = is_due
+
+    def next_at() -> datetime | None:
+        if step == len(chain):
+            return None
+        return people.earliest(chain[step], now) if hurry else _due_at(chain[step], since, people)
+
+    while (due := next_at()) is not None and due <= now:
         rung = chain[step]
         means = transition if step == 0 else Transition.ESCALATED
         reached = people.reach(rung, now)
@@ -95,12 +106,11 @@ def ascend(
             told += [channel for channel in reached.channels if channel not in told]
             lines.append((means.value, f"{reason}; by {', '.join(reached.channels)}"))
         step += 1
-    next_at = _due_at(chain[step], since, people) if step < len(chain) else None
     remind_s = response.remind_s if told else NOBODY_REACHED_S
-    remind_at = now + timedelta(seconds=remind_s) if next_at is None and remind_s is not None else None
-    if next_at is None and not told and chain:
+    remind_at = now + timedelta(seconds=remind_s) if due is None and remind_s is not None else None
+    if due is None and not told and chain:
         lines.append(("note", f"nobody could be told: asked again in {_span(NOBODY_REACHED_S)}"))
-    return Ascent(step, tuple(told), next_at, remind_at, tuple(calls), tuple(lines))
+    return Ascent(step, tuple(told), due, remind_at, tuple(calls), tuple(lines))
 
 
 def escalate(incident: Incident, now: datetime, people: People = NOBODY) -> Decision:
@@ -260,6 +270,8 @@ def _asked_anew(incident: Incident, now: datetime) -> Incident:
         acked_by=None,
         ack_expires_at=None,
         remind_at=None,
+        next_escalation_at=None,
+        breached_at=None,
         chain_since=now,
         muted_at=now if incident.muted else None,
         step=0,

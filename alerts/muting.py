@@ -3,10 +3,10 @@
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
-
-from cronsim import CronSim
+from functools import lru_cache
 
 from alerts.matchers import matches, show_matcher
+from monitor.crontab import moments_after
 from monitor.domain import Alert, Matcher, Silence
 
 _DERIVED = frozenset({"severity", "incident"})
@@ -34,17 +34,14 @@ class Window:
             return None
         if not self.schedule:
             return self.ends_at
-        # DST: a moment of the schedule is a wall-clock time, its length is real time
-        begin = next(CronSim(self.schedule, _after(now.astimezone(self.timezone)), reverse=True)).astimezone(UTC)
-        end = self._end(begin)
-        return end if begin <= now < end else None
+        return _open_until(self, now)
 
     def next_opening(self, now: datetime) -> datetime | None:
         """When it opens next, or None when never again."""
         if not self.schedule:
             return self.starts_at if self.starts_at is not None and self.starts_at > now else None
         base = max(now, self.starts_at) if self.starts_at is not None else now
-        following = next(CronSim(self.schedule, base.astimezone(self.timezone))).astimezone(UTC)
+        following = next(moments_after(self.schedule, base, self.timezone))
         return following if self.ends_at is None or following < self.ends_at else None
 
     def openings(self, start: datetime, end: datetime) -> tuple[tuple[datetime, datetime], ...]:
@@ -53,13 +50,25 @@ class Window:
         if until is not None:
             found.append((start, until))
         while begin is not None and begin < end:
-            found.append((begin, self._end(begin)))
+            found.append((begin, self.end(begin)))
             begin = self.next_opening(begin)
         return tuple((begin.astimezone(UTC), until.astimezone(UTC)) for begin, until in found)
 
-    def _end(self, begin: datetime) -> datetime:
+    def end(self, begin: datetime) -> datetime:
+        """When an opening that begins then is over. DST: its begin is a wall-clock time, its length is real time."""
         ends = [begin + self.lasts] if self.schedule else []
         return min((*ends, self.ends_at) if self.ends_at is not None else ends)
+
+
+@lru_cache(maxsize=64)
+def _open_until(window: Window, now: datetime) -> datetime | None:
+    """When the opening that has begun last is over; None when it is. Asked anew for each alert of a batch, at the same moment."""
+    begun = None
+    for begin in moments_after(window.schedule, now - window.lasts, window.timezone):
+        if begin > now:
+            break
+        begun = begin
+    return None if begun is None else window.end(begun)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +170,3 @@ def muted_by(alerts: Iterable[Alert], group: str, muting: Muting, now: datetime)
             return ()
         reasons += found
     return tuple(dict.fromkeys(reasons))
-
-
-def _after(moment: datetime) -> datetime:
-    """The reverse iterator of cron looks strictly before its start, in whole minutes."""
-    return moment.replace(second=0, microsecond=0) + timedelta(minutes=1)

@@ -8,6 +8,7 @@ from cronsim import CronSim, CronSimError
 from pydantic import Field, model_validator
 
 from checks.words import lasted
+from monitor.crontab import moments_after
 from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
 from monitor.plugins import CheckContext, Duration, PingedConfig, check, one_line
 from monitor.probes_contract import Beat
@@ -50,7 +51,7 @@ class Config(PingedConfig):
         """When the next run is due after this moment; a schedule goes by the wall clock of its time zone, whatever the season."""
         if self.period is not None:
             return moment + timedelta(seconds=self.period)
-        return next(CronSim(self.schedule or "", moment.astimezone(self.timezone)))
+        return next(moments_after(self.schedule or "", moment, self.timezone)).astimezone(self.timezone)
 
 
 @check(

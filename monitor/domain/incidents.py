@@ -99,7 +99,7 @@ class Incident:
     muted_at: datetime | None = None
     """Since when; the delays of ``chain`` stand still while it is muted."""
     breached_at: datetime | None = None
-    """When the promised response time passed without an acknowledgement."""
+    """When the promised response time passed without an acknowledgement, since people were asked last; the timeline has them all."""
     ack_expires_at: datetime | None = None
     remind_at: datetime | None = None
 

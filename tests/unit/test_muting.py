@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from zoneinfo import ZoneInfo
 
 import pytest
+from cronsim import CronSim
 
 from alerts import escalation
 from alerts.matchers import parse_matcher
@@ -124,6 +126,23 @@ def test_a_window_opens_by_the_wall_clock_and_lasts_real_time(zone: str, day: st
     assert window.active_until(begin + timedelta(hours=3) - MINUTE / 60) == begin + timedelta(hours=3)
     assert window.active_until(begin + timedelta(hours=3)) is None
     assert window.next_opening(begin - MINUTE) == begin
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York"])
+@pytest.mark.parametrize("day", ["2026-03-08", "2026-03-29", "2026-10-25", "2026-11-01"])
+@pytest.mark.parametrize("schedule", ["30 1 * * *", "30 2 * * *", "0 3 * * *", "30 * * * *", "*/15 * * * *"])
+@pytest.mark.parametrize("lasts", [timedelta(minutes=10), timedelta(hours=3)])
+def test_a_window_is_open_just_when_one_of_its_openings_says_so_in_both_nights(
+    zone: str, day: str, schedule: str, lasts: timedelta
+) -> None:
+    tz, start = ZoneInfo(zone), datetime.fromisoformat(f"{day}T00:00").replace(tzinfo=UTC)
+    window = Window("backup", (), schedule=schedule, lasts=lasts, timezone=tz)
+    begins = [begin.astimezone(UTC) for begin in islice(CronSim(schedule, (start - timedelta(days=1)).astimezone(tz)), 250)]
+    for minute in range(5, 10 * 60, 10):
+        now = start + minute * MINUTE
+        ends = [begin + lasts for begin in begins if begin <= now < begin + lasts]
+        assert window.active_until(now) == (ends[-1] if ends else None)
+        assert window.next_opening(now) == next(begin for begin in begins if begin > now)
 
 
 def test_a_window_on_the_leap_day_opens_once_in_four_years() -> None:
