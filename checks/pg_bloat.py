@@ -46,7 +46,8 @@ class Config(PluginConfig):
     metrics=(BLOAT, RATIO, TRUSTED),
     finds=(BLOATED,),
     needs=("dsn",),
-    blind="The role may not see the widths of the columns: without them nothing can be estimated.",
+    blind="The role may not see the widths of the columns: without them nothing can be estimated. Or statistics are switched off "
+    "(track_counts): then none can be trusted.",
     why="A bloated table makes every scan and every backup read what is not there (INC-005); VACUUM does not give the room back.",
     privileges=f"The function `platmon.column_widths()` of [{pg_helpers.WHERE}](../postgresql.md): pg_stats shows nothing of tables that a "
     "role may not read.",
@@ -59,7 +60,7 @@ async def pg_bloat(ctx: CheckContext, cfg: Config) -> Observed:
     assert ctx.pg is not None  # needs=("dsn",)
     if not await pg_helpers.usable(ctx.pg, "column_widths"):
         raise CannotLook(f"the widths of the columns cannot be seen: install platmon.column_widths ({pg_helpers.WHERE}) in this database")
-    (rows,) = await pg_sight.look(ctx.pg, (ESTIMATES, {"top": cfg.top, "stale": cfg.stale_percent / 100}))
+    (rows,) = await pg_sight.look(ctx.pg, (ESTIMATES, {"top": cfg.top, "stale": cfg.stale_percent / 100}), tracked=["track_counts"])
     suspects = [row for row in rows if row["trusted"] and _is_bloated(row["wasted"], row["bytes"], cfg)]
     measured = {row["oid"]: await _measure(ctx.pg, row["oid"]) for row in suspects[:3] if row["bytes"] <= cfg.confirm_bytes}
     return judge(rows, measured, cfg, service=ctx.service.name)

@@ -66,14 +66,14 @@ class Config(PluginConfig):
     metrics=tuple(BY_COLUMN.values()),
     finds=(DEADLOCK, TEMPORARY, ROLLED_BACK, CACHE, DAMAGED),
     needs=("dsn",),
-    blind="The role may not see the server's statistics, or the database does not answer.",
+    blind="The role may not see the server's statistics, they are switched off (track_counts), or the database does not answer.",
     why="Deadlocks, spills to disk and cold caches are how slowness begins (INC-005); a damaged page is how data is lost.",
     privileges=pg_sight.PRIVILEGES,
 )
 async def pg_counters(ctx: CheckContext, cfg: Config) -> Observed:
     """Compares every database's cumulative counters with the previous look, within one epoch of its statistics."""
     assert ctx.pg is not None  # needs=("dsn",)
-    (rows,) = await pg_sight.look(ctx.pg, (COUNTERS, {"top": TOP}))
+    (rows,) = await pg_sight.look(ctx.pg, (COUNTERS, {"top": TOP}), tracked=["track_counts"])
     samples: list[Sample] = []
     findings: list[Finding] = []
     before: Mapping[str, Any] = ctx.kept.value if ctx.kept else {}

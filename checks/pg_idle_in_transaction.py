@@ -34,14 +34,14 @@ class Config(PluginConfig):
     metrics=(IDLE, OLDEST),
     finds=(IDLE_IN_TRANSACTION, BLOCKS_OTHERS),
     needs=("dsn",),
-    blind="The role may not see other sessions, or the database does not answer.",
+    blind="The role may not see other sessions, what they do is not kept (track_activities is off), or the database does not answer.",
     why="An application that forgot to commit keeps its locks and keeps VACUUM from removing what changed since: both end as slow pages.",
     privileges=pg_sight.PRIVILEGES,
 )
 async def pg_idle_in_transaction(ctx: CheckContext, cfg: Config) -> Observed:
     """Looks for transactions that are open and idle, how long, which write locks they hold and whom they block."""
     assert ctx.pg is not None  # needs=("dsn",)
-    (rows,) = await pg_sight.look(ctx.pg, IDLING)
+    (rows,) = await pg_sight.look(ctx.pg, IDLING, tracked=["track_activities"])
     return judge(rows, cfg, service=ctx.service.name)
 
 

@@ -39,6 +39,9 @@ NO_KEY_INDEX = FindingKind(
 Part = Literal["missing", "invalid", "unused", "duplicate", "foreign_keys"]
 PARTS: tuple[Part, ...] = ("missing", "invalid", "unused", "duplicate", "foreign_keys")
 
+TRACKED: Mapping[Part, pg_sight.Tracking] = {"missing": "track_counts", "unused": "track_counts", "invalid": "track_activities"}
+"""What is read from statistics, or left out while it is built."""
+
 AT_MOST = 50
 """Rows asked for of each kind; counts beyond are told as so many and more."""
 
@@ -61,7 +64,8 @@ class Config(PluginConfig):
     metrics=(SCANNED, INVALID_COUNT, UNUSED_COUNT, UNUSED_BYTES, DOUBLE_COUNT, DOUBLE_BYTES),
     finds=(MISSING, INVALID, UNUSED, DOUBLE, NO_KEY_INDEX),
     needs=("dsn",),
-    blind="The role may not see the server's statistics, or the database does not answer.",
+    blind="The role may not see the server's statistics, they are switched off (track_counts for missing and unused indexes, "
+    "track_activities for invalid ones), or the database does not answer.",
     why="A missing index makes every query of a growing table slower (INC-005); an unused one makes every write slower.",
     privileges=pg_sight.PRIVILEGES,
 )
@@ -98,7 +102,8 @@ async def _find(pg: Postgres, cfg: Config) -> tuple[dict[Part, list[Row]], Row]:
         "foreign_keys": (UNINDEXED_KEYS, {"rows": cfg.min_key_rows}),
     }
     wanted = [part for part in PARTS if part in cfg.look_for]
-    *rows, (epoch,) = await pg_sight.look(pg, *map(statements.__getitem__, wanted), EPOCH)
+    tracked = sorted({TRACKED[part] for part in wanted if part in TRACKED})
+    *rows, (epoch,) = await pg_sight.look(pg, *map(statements.__getitem__, wanted), EPOCH, tracked=tracked)
     return dict(zip(wanted, rows, strict=True)), epoch
 
 

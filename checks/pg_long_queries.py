@@ -36,7 +36,7 @@ class Config(PluginConfig):
     metrics=(LONG, SLOW, OLDEST, OLDEST_TRANSACTION),
     finds=(LONG_QUERY, SLOW_QUERIES),
     needs=("dsn",),
-    blind="The role may not see other sessions, or the database does not answer.",
+    blind="The role may not see other sessions, what they do is not kept (track_activities is off), or the database does not answer.",
     why="A statement that runs for minutes holds locks, keeps dead rows from being removed and makes pages wait (INC-005).",
     privileges=pg_sight.PRIVILEGES,
 )
@@ -46,7 +46,7 @@ async def pg_long_queries(ctx: CheckContext, cfg: Config) -> Observed:
     Maintenance is told by PostgreSQL's own progress views, not by a statement's text.
     """
     assert ctx.pg is not None  # needs=("dsn",)
-    (rows,) = await pg_sight.look(ctx.pg, (RUNNING, {"slow_after_s": min(cfg.slow_after, cfg.long_after)}))
+    (rows,) = await pg_sight.look(ctx.pg, (RUNNING, {"slow_after_s": min(cfg.slow_after, cfg.long_after)}), tracked=["track_activities"])
     return judge(rows, cfg, service=ctx.service.name)
 
 

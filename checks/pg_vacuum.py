@@ -55,7 +55,7 @@ async def pg_vacuum(ctx: CheckContext, cfg: Config) -> Observed:
     Dead rows are the server's estimate and arrive late from idle sessions.
     """
     assert ctx.pg is not None  # needs=("dsn",)
-    tables, holders = await pg_sight.look(ctx.pg, (TABLES, {"top": cfg.top}), HOLDING)
+    tables, holders = await pg_sight.look(ctx.pg, (TABLES, {"top": cfg.top}), HOLDING, tracked=["track_counts"])
     return judge(tables, holders, cfg, service=ctx.service.name)
 
 

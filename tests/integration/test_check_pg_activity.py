@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import SecretStr
 
 from checks.pg_blocking import pg_blocking
@@ -197,6 +198,18 @@ async def test_a_crowd_that_updates_one_row_waits_for_one_root(database: str, ct
         assert f"because of pid {root.info.backend_pid}" in finding.summary
         assert dict(finding.facts)[f"pid {root.info.backend_pid}"].startswith("32 waiting")
         assert [name for name, _ in finding.facts if name.startswith("pid")] == [f"pid {root.info.backend_pid}"]
+
+
+@pytest.mark.usefixtures("orders")
+async def test_a_root_is_named_even_where_activities_are_not_tracked(database: str, ctx: CheckContext) -> None:
+    """Who waits for whom is in the locks, whatever the server keeps of its sessions."""
+    with psycopg.connect(database, autocommit=True) as admin:
+        admin.execute(f"ALTER DATABASE {conninfo_to_dict(database)['dbname']} SET track_activities = off".encode())
+    with psycopg.connect(database) as root:
+        root.execute(UPDATE.encode())
+        with running(database, UPDATE):
+            (finding,) = (await until_waiting(ctx, 1)).findings
+            assert f"because of pid {root.info.backend_pid}" in finding.summary
 
 
 @pytest.mark.usefixtures("orders")

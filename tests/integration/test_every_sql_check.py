@@ -81,6 +81,24 @@ async def test_without_the_right_it_is_blind_and_names_the_grant(plain_dsn: str,
     assert "GRANT" in result.error or "install platmon" in result.error, result.error
 
 
+UNSEEN_WITHOUT = {
+    "track_counts": {"pg_bloat", "pg_counters", "pg_indexes", "pg_vacuum"},
+    "track_activities": {"pg_idle_in_transaction", "pg_indexes", "pg_long_queries"},
+}
+
+
+@pytest.mark.parametrize("setting", UNSEEN_WITHOUT)
+async def test_what_the_server_does_not_keep_is_not_well(database: str, platform_dsn: str, setting: str) -> None:
+    """Switched off, counters stand still and sessions are empty: those that read them are blind, and no other is."""
+    run_sql(
+        database, f"ALTER DATABASE {conninfo_to_dict(database)['dbname']} SET {setting} = off", "GRANT SELECT ON purchase TO monitor_ro"
+    )
+    results = {check.name: await run(check, platform_dsn) for check in SQL_CHECKS}
+    blind = {name: str(result.error) for name, result in results.items() if result.outcome is Outcome.BLIND}
+    assert set(blind) == UNSEEN_WITHOUT[setting]
+    assert all(f"ALTER SYSTEM SET {setting} = on" in error for error in blind.values())
+
+
 TABLES = ("purchase", "add_to_cart", "page_view", "processing_jobs", "email_sending_jobs", "tenant_config")
 
 
