@@ -37,7 +37,9 @@ class Config(PluginConfig):
     warn_before: Duration = Field(21 * DAY_S, ge=0, description="TlsExpiring so long before the certificate expires.")
     critical_before: Duration = Field(7 * DAY_S, ge=0, description="TlsExpiring is P2 so long before.")
     ca_file: LocalPath | None = Field(None, description="CA bundle to trust instead of the machine's.")
-    deadline: Duration = Field(5.0, gt=0, le=60, description="For connection and handshake.")
+    deadline: Duration = Field(
+        5.0, gt=0, le=60, description="For connection and handshake, a second one included that looks at what was refused."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,25 +67,23 @@ async def tls(ctx: CheckContext, cfg: Config) -> Observed:
         raise CannotLook(f"the CA bundle {cfg.ca_file} cannot be read: {exc}") from exc
     began = ctx.clock.monotonic()
     try:
-        certificate = await _handshake(where, cfg, trust)
+        certificate = await _handshake(where, cfg, trust, within_s=cfg.deadline)
     except (OSError, TimeoutError) as exc:
         took_s = ctx.clock.monotonic() - began
         reason, words = reason_of(exc, deadline_s=cfg.deadline)
         samples = (UP(0), DURATION(took_s))
         if not isinstance(exc, ssl.SSLCertVerificationError):
             return Observed(samples, (failed(where, reason, words, service=ctx.service.name),))
-        seen = await _untrusted(where, cfg)
+        seen = await _untrusted(where, cfg, within_s=cfg.deadline - took_s)
         left = (LEFT((seen.until - ctx.clock.now()).total_seconds()),) if seen is not None else ()
         return Observed((*samples, *left), (refused(where, reason, words, seen, service=ctx.service.name),))
     return judge(certificate, where, ctx.clock.now(), ctx.clock.monotonic() - began, cfg, service=ctx.service.name)
 
 
-async def _handshake(where: Endpoint, cfg: Config, trust: ssl.SSLContext) -> Certificate:
-    async with asyncio.timeout(cfg.deadline):
+async def _handshake(where: Endpoint, cfg: Config, trust: ssl.SSLContext, *, within_s: float) -> Certificate:
+    async with asyncio.timeout(within_s):
         name = cfg.server_name or where.host
-        _, writer = await asyncio.open_connection(
-            where.host, where.port, ssl=trust, server_hostname=name, ssl_handshake_timeout=cfg.deadline
-        )
+        _, writer = await asyncio.open_connection(where.host, where.port, ssl=trust, server_hostname=name, ssl_handshake_timeout=within_s)
         try:
             der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
         finally:
@@ -91,12 +91,14 @@ async def _handshake(where: Endpoint, cfg: Config, trust: ssl.SSLContext) -> Cer
     return read(der)
 
 
-async def _untrusted(where: Endpoint, cfg: Config) -> Certificate | None:
-    """The certificate that was refused, looked at without trusting it; None when it cannot be had."""
+async def _untrusted(where: Endpoint, cfg: Config, *, within_s: float) -> Certificate | None:
+    """The certificate that was refused, looked at without trusting it; None when it cannot be had in the time that is left."""
+    if within_s <= 0:
+        return None
     blind_trust = ssl.create_default_context()
     blind_trust.check_hostname, blind_trust.verify_mode = False, ssl.CERT_NONE
     try:
-        return await _handshake(where, cfg, blind_trust)
+        return await _handshake(where, cfg, blind_trust, within_s=within_s)
     except (OSError, TimeoutError, ValueError):
         return None
 

@@ -290,6 +290,39 @@ async def test_certificates_that_no_client_takes(
     assert "valid until" in dict(finding.facts)
 
 
+@contextmanager
+def slow_then_silent(certificate: trustme.LeafCert, *, slow_s: float) -> Iterator[int]:
+    """A server that takes its time for the first handshake and never answers the second."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with listener.accept()[0] as first, suppress(OSError):
+                over.wait(slow_s)
+                context.wrap_socket(first, server_side=True).close()
+            with listener.accept()[0]:
+                over.wait(30)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            over.set()
+            thread.join(5)
+
+
+async def test_both_handshakes_share_one_deadline(ca_file: str) -> None:
+    """As shipped: the second one, with a deadline of its own, took the check past its timeout, which is BLIND instead of TlsRefused."""
+    with slow_then_silent(trustme.CA().issue_cert("localhost"), slow_s=1.2) as port:
+        began = time.monotonic()
+        observed = await observe(tls, address=f"localhost:{port}", ca_file=ca_file, deadline=2)
+    assert told(observed) == ("TlsRefused", "tls_untrusted")
+    assert time.monotonic() - began < 3  # not 1.2 + 2
+
+
 async def test_where_there_is_no_tls(ca_file: str) -> None:
     assert told(await observe(tls, address=f"127.0.0.1:{free_port()}")) == ("TlsFailed", "refused")
     async with talking(rude) as address:
