@@ -37,6 +37,9 @@ UPSTREAM_DOWN = FindingKind(
     "UpstreamDown", Severity.P1, "INC-001", "The latest down_after requests to an upstream server were not answered."
 )
 SERVER_ERRORS = FindingKind("ServerErrors", Severity.P2, None, "More than max_5xx_percent of the requests are answered with 5xx.")
+TIMEOUT_ERRORS = FindingKind(
+    "TimeoutErrors", Severity.P2, "INC-005", "As ServerErrors, and most of these answers are 503 or 504: what they wait for takes too long."
+)
 UNAUTHORIZED = FindingKind(
     "UnauthorizedRequests", Severity.P2, "INC-006", "At least max_401_percent of the requests are answered with 401."
 )
@@ -102,7 +105,7 @@ class Config(PluginConfig):
         *(REQUESTS, SLOW_TOTAL, UNPARSED, MISSED, BEHIND, RECENT, ERROR_RATIO, DENIED_RATIO, SLOW_RATIO, DURATION),
         *(UP_REQUESTS, UP_FAILED, UP_DURATION, UP),
     ),
-    finds=(UPSTREAM_DOWN, SERVER_ERRORS, UNAUTHORIZED, SLOW),
+    finds=(UPSTREAM_DOWN, SERVER_ERRORS, TIMEOUT_ERRORS, UNAUTHORIZED, SLOW),
     needs=("access_log",),
     blind="A log is missing or may not be read, or most of the access log's lines are not in the configured format.",
     why="Probes see what probes ask for. What users see is in the access log: which share of their requests fails, is refused or is slow, "
@@ -255,7 +258,11 @@ def _shares(window: Summary, cfg: Config, service: str) -> Iterable[Finding]:
     if (percent := share(window.server_errors)) > cfg.max_5xx_percent:
         summary = f"{percent:.0f} % of the requests to {service} failed with 5xx {span}, more than {cfg.max_5xx_percent:g} %"
         facts = {"failed": f"{window.server_errors} of {window.requests}", "latest": window.failed, **_by_upstream(window)}
-        yield SERVER_ERRORS(summary, facts=facts, value=percent)
+        if 2 * window.timeouts > window.server_errors:
+            facts = {"503 or 504": f"{window.timeouts} of {window.server_errors}", **facts}
+            yield TIMEOUT_ERRORS(f"{summary}, mostly timeouts (503, 504)", facts=facts, value=percent)
+        else:
+            yield SERVER_ERRORS(summary, facts=facts, value=percent)
     if (percent := share(window.unauthorized)) >= cfg.max_401_percent:
         summary = f"{percent:.0f} % of the requests to {service} were answered with 401 {span}: can anybody log in?"
         yield UNAUTHORIZED(summary, facts={"unauthorized": f"{window.unauthorized} of {window.requests}"}, value=percent)

@@ -16,6 +16,8 @@ SLOTS = 6
 OTHER = "(other)"
 FORGOTTEN_S = 86_400.0
 RECENT = 100
+TIMEOUTS = (503, 504)
+"""A service that waited too long for a connection says 503, the web server that waited too long for a service 504."""
 _BASE, _GROWTH, _LAST = 0.001, 1.1, 160
 """Buckets grow by a tenth from 1 ms on: a percentile is right within 5 %. The last one begins at an hour."""
 
@@ -55,6 +57,8 @@ class Slot:
 
     requests: int = 0
     server_errors: int = 0
+    timeouts: int = 0
+    """Of the server errors, those that say that something took too long: 503 and 504."""
     unauthorized: int = 0
     slow: int = 0
     times: dict[str, Histogram] = field(default_factory=dict)
@@ -138,6 +142,7 @@ class Counter:
             return
         slot.requests += 1
         slot.server_errors += request.status >= 500
+        slot.timeouts += request.status in TIMEOUTS
         slot.unauthorized += request.status == 401
         slot.slow += slow
         if request.status >= 500:
@@ -201,6 +206,7 @@ class Summary:
 
     requests: int
     server_errors: int
+    timeouts: int
     unauthorized: int
     slow: int
     times: dict[str, Histogram]
@@ -224,6 +230,7 @@ def summed(slots: Iterable[Slot]) -> Summary:
     return Summary(
         requests=sum(part.requests for part in parts),
         server_errors=sum(part.server_errors for part in parts),
+        timeouts=sum(part.timeouts for part in parts),
         unauthorized=sum(part.unauthorized for part in parts),
         slow=sum(part.slow for part in parts),
         times={name: _merged(part.times.get(name, {}) for part in parts) for name in ("request", "upstream", "process")},

@@ -179,6 +179,13 @@ async def test_server_errors_of_a_service_do_not_mean_that_it_is_gone(front: Fro
     assert dict(finding.facts)["failed"] == "4 of 17"
 
 
+async def test_server_errors_that_are_mostly_timeouts(front: Front, ctx: CheckContext) -> None:
+    await front.ask(*["/auth/took/0.1"] * 12, "/auth/status/500", "/auth/status/503", "/auth/status/504", "/auth/status/503")
+    (finding,) = (await look(access_log, ctx)).findings
+    assert (finding.kind.name, finding.kind.incident, finding.kind.severity) == ("TimeoutErrors", "INC-005", Severity.P2)
+    assert dict(finding.facts)["503 or 504"] == "3 of 4"
+
+
 async def test_an_upstream_server_that_is_down_is_named(front: Front, ctx: CheckContext, clock: SetClock) -> None:
     first = await look(access_log, ctx)
     await front.ask(*["/auth/took/0.1"] * 80)

@@ -220,8 +220,9 @@ async def test_inc_005_timeout_errors(platform: Platform, shipped: ShippedChecks
     async with broken(platform, "slow-queries"):
         url = f"{platform.urls['nginx']}/analytics{REPORT}"
         requests = in_background(lambda: ask_often(platform, url, headers))
-        finding = await shipped.finds("access_log/nginx", "ServerErrors")
-        assert "503" in str(finding)
+        finding = await shipped.finds("access_log/nginx", "TimeoutErrors")
+        assert finding.kind.incident == "INC-005"
+        assert "503" in dict(finding.facts)["latest"]
     await requests
 
 
