@@ -47,8 +47,8 @@ class Policy:
     people: People = field(default_factory=People)
     responses: Mapping[Severity, ResponsePolicy] = field(default_factory=dict)
     muting: Muting = field(default_factory=Muting)
-    flapping: bool = False
-    """Whether the check swings between good and bad: then one bad run raises, and nothing resolves until it is calm."""
+    flapping: frozenset[str] = frozenset()
+    """Fingerprints of what comes and goes: one bad run raises such an alert, and none resolves it until it is calm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def _findings(result: CheckResult, blind_severity: Severity) -> tuple[Finding, .
 # --- alerts ----------------------------------------------------------------------------------------------------------
 
 
-def _judge_alerts(known: Known, result: CheckResult, policy: AlertPolicy, now: datetime, *, flapping: bool) -> tuple[Alert, ...]:
+def _judge_alerts(known: Known, result: CheckResult, policy: AlertPolicy, now: datetime, *, flapping: frozenset[str]) -> tuple[Alert, ...]:
     mine = {alert.fingerprint: alert for alert in known.alerts if alert.instance == result.instance}
     seen: dict[str, Finding] = {}
     for finding in _findings(result, policy.blind_severity):
@@ -122,10 +122,13 @@ def _judge_alerts(known: Known, result: CheckResult, policy: AlertPolicy, now: d
         known_one = seen.get(print_)
         if known_one is None or _severity(finding) < _severity(known_one):  # two findings of one identity: the worse counts
             seen[print_] = finding
-    counts = replace(policy, fail_after=1, fail_for_s=0.0) if flapping else policy
-    judged = [_worsen(mine.get(print_), print_, finding, result, counts, now) for print_, finding in seen.items()]
+    at_once = replace(policy, fail_after=1, fail_for_s=0.0) if flapping else policy
+    judged = [
+        _worsen(mine.get(print_), print_, finding, result, at_once if print_ in flapping else policy, now)
+        for print_, finding in seen.items()
+    ]
     if result.outcome is not Outcome.BLIND:
-        judged += [_improve(alert, policy, now, flapping=flapping) for print_, alert in mine.items() if print_ not in seen]
+        judged += [_improve(alert, policy, now, flapping=print_ in flapping) for print_, alert in mine.items() if print_ not in seen]
     return tuple(alert for alert in judged if alert != mine.get(alert.fingerprint))
 
 

@@ -13,6 +13,7 @@ import structlog
 
 from alerts import escalation
 from alerts.decide import Known, Policy, decide, fingerprints_of, groups_of, next_look_s, retire, settle
+from alerts.flapping import NOTHING
 from alerts.muting import EXPIRED_KEPT, Muting, sources, spoken
 from alerts.posted import INSTANCE
 from monitor.clock import Clock
@@ -123,7 +124,7 @@ class Engine:
         if instance.key not in self._keys:  # removed by a reload while it ran
             return None
         self.latest[instance.key] = result
-        self.flaps.see(instance.key, result.outcome)
+        self.flaps.see(result)
         self._hours.see(result)
         self._on_result(result)
         quiet = result.outcome is Outcome.OK and instance.key not in self._unquiet
@@ -209,7 +210,7 @@ class Engine:
             if instance.key not in self._keys:  # removed while this waited for the store's thread
                 return Decision()
             policy = replace(self.policy(instance.policy), depends_on=instance.depends_on, muting=self.muting(now))
-            policy = replace(policy, flapping=instance.key in self.flaps.flapping)
+            policy = replace(policy, flapping=self.flaps.flapping.get(instance.key, NOTHING))
 
             def look(known: Known) -> Decision:
                 nonlocal again_s

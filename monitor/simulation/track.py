@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from alerts.flapping import is_flapping
+from alerts.decide import fingerprints_of
+from alerts.flapping import NOTHING, RESULTS, Swings
 from alerts.severity import rate
 from monitor.config.settings import CheckInstance
 from monitor.domain import CheckResult, Finding, FindingKind, Observed, Outcome
-from monitor.flaps import RECENT_OUTCOMES
 from monitor.stretches import Stretch
 
 
@@ -21,16 +21,20 @@ class Track:
     ahead: deque[Stretch] = field(default_factory=deque)
     stretch: Stretch | None = None
     asleep: bool = False
-    flapping: bool = False
     unknown: set[str] = field(default_factory=set)
     """Findings that the check, as it is configured now, does not know."""
     calm: bool = False
     """Whether the last run changed nothing and nothing waits: a run that is judged the same is not looked at again."""
     _moments: Iterator[datetime] = field(default_factory=lambda: iter(()))
-    _recent: deque[Outcome] = field(default_factory=lambda: deque(maxlen=RECENT_OUTCOMES))
+    _swings: Swings = field(default_factory=Swings)
     _left: int = 0
     _raw: CheckResult | None = None
     _judged: CheckResult | None = None
+
+    @property
+    def flapping(self) -> frozenset[str]:
+        """Fingerprints of what comes and goes."""
+        return self._swings.flapping
 
     def next_moment(self) -> datetime | None:
         """Of the next run in the present stretch."""
@@ -46,8 +50,8 @@ class Track:
         self._moments, self._left = stretch.moments(), stretch.runs
         self._raw, self._judged = self._result(stretch), None
         self.asleep = self.calm = False
-        if stretch.starts and len(set(self._recent)) < 2:  # only of what swung are the outcomes kept over a restart
-            self._recent.clear()
+        if stretch.starts and not self._swings.swung:  # only of what swung are the results kept over a restart
+            self._swings = Swings()
 
     def see(self, at: datetime) -> tuple[CheckResult, bool] | None:
         """The run of that moment, judged by today's rules, and whether it is judged otherwise than the one before.
@@ -60,14 +64,15 @@ class Track:
         changed = self._judged is None or judged.observed != self._judged.observed
         self._judged = judged
         self._left -= 1
-        self._recent.append(judged.outcome)
-        self.flapping = is_flapping(tuple(self._recent), self.flapping)
+        self._swings.see(judged.outcome, _found(judged))
         return judged, changed
 
     def skip(self) -> None:
-        """Sleep through the rest of the stretch: all that is left of it in memory are its outcomes."""
+        """Sleep through the rest of the stretch: all that is left of it in memory is what its runs found."""
         assert self.stretch is not None
-        self._recent.extend([self.stretch.outcome] * min(self._left, RECENT_OUTCOMES))
+        found = NOTHING if self._judged is None else _found(self._judged)
+        for _ in range(min(self._left, RESULTS + 1)):
+            self._swings.see(self.stretch.outcome, found)
         self._left, self.asleep = 0, True
 
     def _result(self, stretch: Stretch) -> CheckResult | None:
@@ -87,3 +92,7 @@ class Track:
             observed=Observed(findings=found),
             error=(stretch.error or None) if stretch.outcome is Outcome.BLIND else None,
         )
+
+
+def _found(result: CheckResult) -> frozenset[str]:
+    return frozenset(fingerprints_of(result)) if result.outcome is Outcome.FOUND else NOTHING

@@ -69,30 +69,34 @@ class Model:
 
     runs: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     firing: set[tuple[str, str]] = field(default_factory=set)
-    outcomes: dict[str, list[Outcome]] = field(default_factory=lambda: defaultdict(list))
-    flapping: dict[str, bool] = field(default_factory=lambda: defaultdict(bool))
+    results: dict[str, list[set[str]]] = field(default_factory=lambda: defaultdict(list))
+    """By service, what each look found that was none in the dark."""
+    flapping: set[tuple[str, str]] = field(default_factory=set)
     foreign: dict[str, datetime] = field(default_factory=dict)
 
     def look(self, service: str, outcome: Outcome, names: set[str]) -> None:
-        self.outcomes[service].append(outcome)
-        self.flapping[service] = is_flapping(self.outcomes[service][-30:], self.flapping[service])
+        if outcome is not Outcome.BLIND:
+            self.results[service] = [*self.results[service][-20:], names]
+            every = {(service, kind.name) for kind in KINDS}
+            swings = {key for key in every if is_flapping([key[1] in found for found in self.results[service]], key in self.flapping)}
+            self.flapping = self.flapping - every | swings
         seen = {"CheckBlind"} if outcome is Outcome.BLIND else names
         for name in seen:
             bad = self.runs.setdefault((service, name), [0, 0])
             bad[:] = [bad[0] + 1, 0]
-            if bad[0] >= (1 if self.flapping[service] and name != "CheckBlind" else AFTER):
+            if bad[0] >= (1 if (service, name) in self.flapping else AFTER):
                 self.firing.add((service, name))
         for key in [key for key in self.runs if key[0] == service and key[1] not in seen and outcome is not Outcome.BLIND]:
             self.runs[key][1] += 1
-            if key not in self.firing or (self.runs[key][1] >= AFTER and not self.flapping[service]):
+            if key not in self.firing or (self.runs[key][1] >= AFTER and key not in self.flapping):
                 del self.runs[key]
                 self.firing.discard(key)
 
     def forget(self, service: str) -> None:
         self.runs = {key: runs for key, runs in self.runs.items() if key[0] != service}
         self.firing = {key for key in self.firing if key[0] != service}
-        self.outcomes.pop(service, None)
-        self.flapping.pop(service, None)
+        self.results.pop(service, None)
+        self.flapping = {key for key in self.flapping if key[0] != service}
 
     def groups(self, now: datetime) -> set[str]:
         """What has an incident; without ``data``, whose findings may join those of ``auth``."""

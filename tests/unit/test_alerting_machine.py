@@ -123,9 +123,12 @@ class Alerting(RuleBasedStateMachine):
         self.now += timedelta(seconds=seconds)
         self.tick()
 
-    @rule(flapping=st.booleans())
-    def swing(self, flapping: bool) -> None:
-        self.policy = replace(self.policy, flapping=flapping)
+    @rule(data=st.data())
+    def swing(self, data: st.DataObject) -> None:
+        """From now on some of the alerts flap."""
+        self.policy = replace(
+            self.policy, flapping=frozenset(data.draw(st.sets(st.sampled_from(sorted(self.alerts)))) if self.alerts else ())
+        )
 
     @rule(first_s=st.sampled_from([0.0, 60.0]), channel=st.sampled_from(["page", "mail"]))
     def reload(self, first_s: float, channel: str) -> None:

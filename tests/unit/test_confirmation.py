@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from alerts.decide import Known, Policy, decide, next_look_s
 from alerts.explain import describe, rule
+from alerts.fingerprint import fingerprint
 from monitor.domain import Alert, AlertPolicy, AlertState, CheckResult, Decision, Observed, Outcome, Severity
 from tests.unit.test_decide import DOWN, POLICY, T0, World
 
@@ -87,7 +88,8 @@ def test_blindness_itself_knows_no_time() -> None:
 
 def test_a_check_that_flaps_fires_at_once_all_the_same() -> None:
     world = looked()
-    world.policy = replace(world.policy, flapping=True)
+    print_ = fingerprint((("alertname", "ServiceDown"), ("check", "http"), ("service", "auth")))
+    world.policy = replace(world.policy, flapping=frozenset({print_}))
     world.look(Outcome.FOUND, 0)
     assert world.state() is AlertState.FIRING
 
