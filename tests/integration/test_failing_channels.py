@@ -143,6 +143,78 @@ async def test_nobody_is_woken_by_a_stand_in_for_what_is_over(tmp_path: Path) ->
         assert not [one for one in well.arrived if one.incident.service == "auth"]
 
 
+def reload(world: Running, chosen: Settings) -> None:
+    """As the running program does it."""
+    world.delivery.settings = chosen
+    world.engine.reconfigure(chosen)
+
+
+async def another_round(world: Running) -> None:
+    """From one look at delivery to the end of a later one."""
+    for _ in range(2):
+        await world.wait(16)
+        before = world.engine.last_round
+        await until(lambda before=before: world.engine.last_round > before)
+
+
+@pytest.mark.parametrize("renamed", [True, False])
+async def test_a_step_through_a_channel_that_is_gone_reaches_somebody_all_the_same(tmp_path: Path, renamed: bool) -> None:
+    first, second, third, switch = Inbox(), Inbox(), Inbox(), Switch()
+    async with running(settings(tmp_path, switch.subject, first=first, second=second, third=third)) as world:
+        watch_itself(world)
+        switch.down = True
+        await world.look(switch.subject, 2)
+        await until(lambda: first.said() == ["triggered"])
+        left = {"first": first, "renamed": second, "third": third} if renamed else {"first": first, "third": third}
+        reload(world, settings(tmp_path, switch.subject, **left))
+        await world.wait(15 * 60)
+        await until(lambda: ("second", "dead") in world.outcomes)
+        await another_round(world)
+        own = lambda inbox: [one.transition.value for one in inbox.arrived if one.incident.service == "auth"]  # noqa: E731
+        heir, other = (second, third) if renamed else (third, second)
+        await until(lambda: own(heir) == ["escalated"])
+        assert (own(first), own(other)) == (["triggered"], [])
+        switch.down = False
+        await world.look(switch.subject, 2)
+        await until(lambda: own(heir) == ["escalated", "resolved"])
+
+
+async def test_who_takes_the_place_of_a_channel_hears_the_end_of_what_that_one_was_told(tmp_path: Path) -> None:
+    inbox, switch = Inbox(), Switch()
+    async with running(settings(tmp_path, switch.subject, old=inbox)) as world:
+        watch_itself(world)
+        switch.down = True
+        await world.look(switch.subject, 2)
+        await until(lambda: world.outcomes == [("old", "sent")])
+        await another_round(world)
+        reload(world, settings(tmp_path, switch.subject, new=inbox))
+        await another_round(world)
+        await until(lambda: inbox.said() == ["triggered", "reminded"])
+        await another_round(world)
+        assert inbox.arrived[1].reason == "channel old is no longer configured"
+        switch.down = False
+        await world.look(switch.subject, 2)
+        own = lambda: [one.transition.value for one in inbox.arrived if one.incident.service == "auth"]  # noqa: E731
+        await until(lambda: own() == ["triggered", "reminded", "resolved"])
+        assert inbox.arrived[-1].channel == "new"
+
+
+async def test_nobody_further_is_woken_for_a_channel_that_was_removed_while_another_knows(tmp_path: Path) -> None:
+    page, chat, boss, switch = Inbox(), Inbox(), Inbox(), Switch()
+    chosen = settings(tmp_path, switch.subject, page=page, chat=chat, boss=boss)
+    steps = (EscalationStep(0, "on-call", ("page", "chat")), EscalationStep(3600, "boss", ("boss",)))
+    async with running(replace(chosen, escalation=dict.fromkeys(Severity, steps))) as world:
+        watch_itself(world)
+        switch.down = True
+        await world.look(switch.subject, 2)
+        await until(lambda: len(world.outcomes) == 2)
+        fewer = settings(tmp_path, switch.subject, chat=chat, boss=boss)
+        steps = (EscalationStep(0, "on-call", ("chat",)), steps[1])
+        reload(world, replace(fewer, escalation=dict.fromkeys(Severity, steps)))
+        await another_round(world)
+        assert (chat.said(), boss.said()) == (["triggered"], [])
+
+
 async def test_a_limited_channel_is_not_asked_faster_than_it_takes(tmp_path: Path) -> None:
     slow, switch = Inbox(), Switch()
     switch.down = True
