@@ -9,7 +9,7 @@ import msgspec
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from checks.assertions import JsonPath, Regex, wrong_header, wrong_json_path, wrong_text
-from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
+from monitor.domain import Finding, FindingKind, Metric, Observed, Severity
 from monitor.plugins import CheckContext, Duration, LocalPath, PluginConfig, Secret, check, one_line
 from monitor.probes_contract import HttpAnswer, HttpFailure, HttpPhases, HttpReason, HttpRequest
 
@@ -131,7 +131,7 @@ async def http_health(ctx: CheckContext, cfg: Config) -> Observed:
 def judge(answer: HttpAnswer | HttpFailure, cfg: Config, *, service: str, url: str) -> Observed:
     """What one exchange means. Pure. Labels stay empty: down is one symptom, whether it is refused or times out."""
     if isinstance(answer, HttpFailure):
-        samples = (UP(0), STATUS(0), *_durations(answer.phases))
+        samples = (UP(0), STATUS(0), *DURATION.each(_spent(answer.phases)))
         facts = {
             "reason": answer.reason.value,
             "url": url,
@@ -141,7 +141,7 @@ def judge(answer: HttpAnswer | HttpFailure, cfg: Config, *, service: str, url: s
         return Observed(samples, (DOWN(f"{service} does not answer: {_PLAIN_REASONS[answer.reason]}", facts=facts),))
     wrong = _what_is_wrong(answer, cfg)
     findings = [DOWN(f"{service} answers, but {wrong}", facts=_facts(answer, url, reason=wrong))] if wrong else []
-    samples = (UP(not findings), STATUS(answer.status), RESPONSE_BYTES(len(answer.body)), *_durations(answer.phases))
+    samples = (UP(not findings), STATUS(answer.status), RESPONSE_BYTES(len(answer.body)), *DURATION.each(_spent(answer.phases)))
     if not wrong and answer.phases.total_s > cfg.slow_after:
         slow = f"{service} took {_seconds(answer.phases.total_s)} to answer, more than {_seconds(cfg.slow_after)}"
         findings.append(SLOW(slow, facts={"slowest phase": _slowest(answer.phases), **_facts(answer, url)}))
@@ -213,20 +213,18 @@ def _facts(answer: HttpAnswer, url: str, *, reason: str = "") -> dict[str, str]:
     return {name: value for name, value in facts.items() if value}
 
 
-_PHASES = (("dns",), ("connect",), ("tls",), ("wait",), ("transfer",))
-"""As label values, made once: every probe has these samples."""
-
-
-def _spent(phases: HttpPhases) -> tuple[float, ...]:
-    return phases.dns_s, phases.connect_s, phases.tls_s, phases.wait_s, phases.transfer_s
-
-
-def _durations(phases: HttpPhases) -> tuple[Sample, ...]:
-    return tuple([Sample(DURATION, labels, seconds) for labels, seconds in zip(_PHASES, _spent(phases), strict=True)])
+def _spent(phases: HttpPhases) -> tuple[tuple[str, float], ...]:
+    return (
+        ("dns", phases.dns_s),
+        ("connect", phases.connect_s),
+        ("tls", phases.tls_s),
+        ("wait", phases.wait_s),
+        ("transfer", phases.transfer_s),
+    )
 
 
 def _slowest(phases: HttpPhases) -> str:
-    (name,), seconds = max(zip(_PHASES, _spent(phases), strict=True), key=lambda item: item[1])
+    name, seconds = max(_spent(phases), key=lambda item: item[1])
     return f"{name} {_seconds(seconds)}"
 
 

@@ -34,6 +34,7 @@ from monitor.suspects import LookSoon, Suspects
 TICK_S = 1.0
 PRUNE_EVERY_S = 3600.0
 SETTLE_EVERY_S = 15.0
+LEARN_EVERY_S = 15.0
 MAX_SETTLED = 100_000
 CHANGED_AT_ONCE = 500
 """Incidents."""
@@ -95,18 +96,28 @@ class Engine:
         """Called with every result that is not quietly good, after its decision was kept or could not be."""
         self.firing: dict[str, Severity] = {}
         """By fingerprint: what checks found that fires, as far as the store is known to have it."""
-        self._next_settle = clock.monotonic()
+        self._next_settle = self._next_learning = clock.monotonic()
         self._mutes: object = None
         """What muted when the incidents were last looked at."""
 
     async def start(self) -> None:
         """Learn from the store which instances are not quiet, and what checks kept. Raises ``StoreError``."""
-        self._unquiet = {key for key in await self._thread(self._store.incidents.live_instances) if key not in NO_CHECKS}
+        self._unquiet = set(await self._live())
         firing = await self._thread(self._store.incidents.firing)
         self.firing = {alert.fingerprint: alert.severity for alert in firing if alert.instance != INSTANCE}
         kept = await self._thread(self._store.kept.all)
         self.flaps.load(kept)
         self._memory.load(kept)
+
+    async def _live(self) -> frozenset[str]:
+        """Check instances with an alert."""
+        return await self._thread(self._store.incidents.live_instances) - NO_CHECKS
+
+    async def _learn_of_others(self) -> None:
+        """Another monitor on the same state may have raised an alert and have died since: this one's good runs end it."""
+        if self._clock.monotonic() >= self._next_learning:
+            self._next_learning = self._clock.monotonic() + LEARN_EVERY_S
+            self._unquiet |= await self._live() & self._keys  # not what it alone watches: that is for it to retire
 
     def reconfigure(self, settings: Settings) -> None:
         """Take new settings; the alerts of checks that were removed end within a second."""
@@ -171,6 +182,7 @@ class Engine:
         """Do once what time asks for: retire, mute, escalate, look at itself, write the history, prune. Raises ``StoreError``."""
         if await self.steps.notice():
             self.wake_delivery()
+        await self._learn_of_others()
         await self._retire_gone()
         await self._settle_mutes()
         await self._escalate_due()
