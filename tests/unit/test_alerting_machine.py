@@ -45,6 +45,7 @@ CHAINS = {
     for severity in Severity
 }
 MATCHERS = ("service=auth", "service=~.+", "severity=P1", "alertname=DiskFull")
+ASKED_ANEW = (IncidentState.ACKED, IncidentState.OPEN)
 OPENERS = frozenset({Transition.TRIGGERED, Transition.ESCALATED, Transition.RAISED, Transition.REMINDED})
 
 
@@ -56,6 +57,8 @@ class Alerting(RuleBasedStateMachine):
         self.incidents: dict[str, Incident] = {}
         self.silences: list[Silence] = []
         self.told: dict[tuple[str, str], list[Transition]] = defaultdict(list)
+        self.unanswered_s: dict[str, int] = {}
+        """By incident: for how long at least people have been asked about it, since they were asked anew."""
         self.policy = Policy(
             alert=AlertPolicy(fail_after=2, recover_after=2, blind_after=2),
             chains=CHAINS,
@@ -69,6 +72,8 @@ class Alerting(RuleBasedStateMachine):
         for incident in decided.incidents:
             known = self.incidents.get(incident.id)
             assert known is None or known.state is not IncidentState.RESOLVED, "what is over changes no more"
+            if known is None or incident.severity < known.severity or (known.state, incident.state) == ASKED_ANEW:
+                self.unanswered_s[incident.id] = 0
             self.incidents[incident.id] = incident
         self.alerts |= {alert.fingerprint: alert for alert in decided.alerts}
         for intent in decided.intents:
@@ -120,6 +125,9 @@ class Alerting(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1, 60, 601, 901, 1801, 3601, 6 * 3600]))
     def wait(self, seconds: int) -> None:
+        for incident in self.incidents.values():
+            if incident.state is IncidentState.OPEN and not incident.muted:
+                self.unanswered_s[incident.id] += seconds
         self.now += timedelta(seconds=seconds)
         self.tick()
 
@@ -201,6 +209,16 @@ class Alerting(RuleBasedStateMachine):
             if incident.state is IncidentState.OPEN and not incident.muted:
                 asked = any(said for (known, _), said in self.told.items() if known == incident.id)
                 assert asked or incident.next_escalation_at is not None
+
+    @invariant()
+    def the_ladder_is_climbed_to_its_end(self) -> None:
+        """Open and not muted means: every step whose time has passed was taken, and the next one is due some time."""
+        for incident in self.incidents.values():
+            if incident.state is IncidentState.OPEN and not incident.muted:
+                due = [step for step in incident.chain if step.after_s <= self.unanswered_s[incident.id]]
+                assert incident.step >= len(due)
+                assert {channel for step in due for channel in step.channels} <= set(incident.told)
+                assert (incident.next_escalation_at is None) == (incident.step == len(incident.chain))
 
 
 TestAlerting = Alerting.TestCase
