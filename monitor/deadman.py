@@ -19,7 +19,11 @@ from monitor.store import Store, StoreThread
 LOOK_EVERY_S = 1.0
 DEADLINE_S = 10.0
 OVERDUE_S = 300.0
-"""So long after its time a step of an escalation has not been taken, or a notification not been tried, the monitor is not at work."""
+"""So long after its time a step of an escalation has not been taken, or a notification not been tried, the monitor is not at work.
+
+So long, and what a channel may try alone before another one stands in, nothing may be delivered of an incident that asks for somebody:
+then people must hear from outside.
+"""
 
 log = structlog.get_logger("monitor.deadman")
 
@@ -83,10 +87,14 @@ class DeadMan:
         try:
             late_s = await self._thread(self._store.incidents.overdue_s, self._clock.now())
             waits_s = await self._thread(self._store.outbox.untried_s, self._clock.now())
+            unheard_s = await self._thread(self._store.outbox.unheard_s, self._clock.now())
         except StoreError as exc:
             return (f"the state cannot be read: {exc}",)
         if late_s > OVERDUE_S:
             found.append(f"an escalation is {late_s:.0f} s overdue")
         if waits_s > OVERDUE_S:
             found.append(f"a notification has been due for {waits_s:.0f} s and was not tried")
+        stand_ins_s = max((one.fallback_after_s for one in self._settings().channels.values() if one.fallback), default=0.0)
+        if unheard_s > OVERDUE_S + stand_ins_s:
+            found.append(f"no channel has delivered a call for {unheard_s:.0f} s: nobody is reached")
         return tuple(found)

@@ -83,7 +83,9 @@ How alerts become incidents that Prometheus or amtool send to `/api/v2/alerts`, 
 our own: escalation, silences, acknowledgement. The table may be left out."""
 _DEADMAN = """\
 Who watches the monitor? A service outside that waits for its beats. It beats only while it does its work: the state can be written, the
-loop is on time, no escalation is overdue, no notification waits untried. Without the table, it beats nowhere."""
+loop is on time, no escalation is overdue, no notification waits untried, and people are reached: it is silent when of a P1 or P2 that
+nobody took nothing could be delivered for five minutes, and for `fallback_after` where a channel has a stand-in. Without the table, it
+beats nowhere."""
 _INHIBIT = """\
 While something fires, something else tells nobody, as in Alertmanager. What services and checks depend on needs no rule here: see
 `depends_on`."""

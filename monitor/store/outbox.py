@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Select, Text, and_, bindparam, case, cast, func, insert, literal, or_, select, text, update
 
-from monitor.domain import Digest, Receipt, Severity, Transition
+from monitor.domain import Digest, IncidentState, Receipt, Severity, Transition
 from monitor.store.claims import IS_LEASED, IS_PENDING, Claim, Claimant, Sending, Voice, claim, is_blocked, is_free
 from monitor.store.database import Database
 from monitor.store.rows import receipt_row
@@ -183,6 +183,23 @@ class Outbox:
         with self._database.read() as connection:
             oldest: datetime | None = connection.execute(_soonest(is_free(now))).scalar()
         return 0.0 if oldest is None else max(0.0, (now - oldest).total_seconds())
+
+    def unheard_s(self, now: datetime) -> float:
+        """For how long nobody was reached about an incident that asks for somebody; 0 when there is none.
+
+        Counted from the oldest call that waits or was given up on, of an incident of P1 or P2 that is open and not muted, and of which
+        nothing was delivered since. What stands still below P2 is a failing channel, which is such an incident itself.
+        """
+        later = outbox.alias("later")
+        same = (later.c.incident_id == outbox.c.incident_id, later.c.finished_at >= outbox.c.created_at)
+        told = select(func.count()).select_from(later).where(*same, text("later.state || '' = 'sent'"))  # counted, as in is_blocked
+        asks = and_(incidents.c.state == IncidentState.OPEN.value, incidents.c.muted_at.is_(None))
+        calls = and_(text(f"outbox.{UNFINISHED}"), outbox.c.transition.in_(OPENERS), outbox.c.severity <= int(Severity.P2))
+        oldest = select(func.min(outbox.c.created_at, type_=outbox.c.created_at.type)).select_from(outbox)
+        oldest = oldest.join(incidents, incidents.c.id == outbox.c.incident_id).where(calls, asks, told.scalar_subquery() == 0)
+        with self._database.read() as connection:
+            since: datetime | None = connection.execute(oldest).scalar()
+        return 0.0 if since is None else max(0.0, (now - since).total_seconds())
 
     def next_due(self, skip: frozenset[str] = frozenset()) -> datetime | None:
         """When the next pending row may be tried, or None when nothing waits; rows of the channels in ``skip`` do not count."""
