@@ -8,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from alerts.posted import PostedAlert
+from monitor.domain import bounded
 from monitor.errors import UsageError
 
 _UNSET_YEAR = 1
@@ -81,6 +82,4 @@ def _posting(sketch: _Sketch) -> Posting:
 def _moment(sent: datetime | None) -> datetime | None:
     if sent is None or sent.year == _UNSET_YEAR:
         return None
-    if sent.tzinfo is None:
-        raise ValueError("a moment without an offset from UTC")
-    return sent
+    return bounded(sent)

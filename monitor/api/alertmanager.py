@@ -23,7 +23,7 @@ from monitor.alertmanager import (
     show_status,
 )
 from monitor.api.posting import Answer
-from monitor.domain import Matcher, Silence
+from monitor.domain import Matcher, Silence, bounded
 from monitor.errors import StoreError, UsageError
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
@@ -191,7 +191,7 @@ def _query(request: Request) -> AlertQuery:
 async def _save_silence(alerting: Alerting, sent: _Silence) -> str:
     now = alerting.now()
     matchers = tuple(checked(Matcher(m.name, m.value, m.is_regex, m.is_equal)) for m in sent.matchers)
-    fresh = build(matchers, sent.starts_at, sent.ends_at, sent.created_by, sent.comment, now)
+    fresh = build(matchers, bounded(sent.starts_at), bounded(sent.ends_at), sent.created_by, sent.comment, now)
     if not sent.id:
         await alerting.save(fresh)
         return fresh.id

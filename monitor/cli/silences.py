@@ -14,7 +14,7 @@ from monitor.cli.effects import Present, print_effect
 from monitor.cli.listing import complete_silence, group
 from monitor.cli.opening import DEFAULT_CONFIG, ConfigOption, JsonOption, ago, open_store, out, plain_table, print_json, whoami
 from monitor.clock import SystemClock
-from monitor.domain import Alert, Silence
+from monitor.domain import Alert, Silence, bounded
 from monitor.errors import UsageError
 from monitor.plugins import parse_duration_s
 
@@ -39,8 +39,8 @@ def register(app: typer.Typer) -> None:
         if not comment and not dry_run:
             raise UsageError("say why with --comment: everybody who wonders about the silence sees it")
         now = SystemClock().now()
-        begin = starts.replace(tzinfo=now.tzinfo) if starts else now
-        fresh = make(matchers, begin, begin + timedelta(seconds=_duration(lasts)), who or whoami(), comment or "dry run", now)
+        begin = bounded(starts.replace(tzinfo=now.tzinfo)) if starts else now
+        fresh = make(matchers, begin, _end(begin, lasts), who or whoami(), comment or "dry run", now)
         store = open_store(config)
         try:
             unresolved = store.incidents.list(unresolved=True, limit=100_000)
@@ -91,6 +91,13 @@ def register(app: typer.Typer) -> None:
             store.close()
         already = found == ended
         out.print(f"{'had expired already' if already else '[green]expired[/]'}: {escape(describe(found))} [dim]{found.id}[/]")
+
+
+def _end(begin: datetime, lasts: str) -> datetime:
+    try:
+        return bounded(begin + timedelta(seconds=_duration(lasts)))
+    except OverflowError:
+        raise UsageError(f"--for {lasts!r}: ends after the year 9999") from None
 
 
 def _duration(text: str) -> float:

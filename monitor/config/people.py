@@ -10,7 +10,7 @@ from monitor.config.document import Document, names_in, nearest, no_such
 from monitor.config.lines import KeyPath
 from monitor.config.model import ContactTable, ResponseTable, RotationTable, StepTable
 from monitor.config.validate import validate
-from monitor.domain import EscalationStep, ResponsePolicy, Severity
+from monitor.domain import EscalationStep, ResponsePolicy, Severity, bounded
 
 _STEP_HINT = '{name} = [{{after = "0s", who = "on-call", channels = ["NAME"]}}]'
 
@@ -78,8 +78,8 @@ def check_channel(document: Document, at: KeyPath, name: str) -> None:
 
 
 def local_moment(moment: datetime, timezone: ZoneInfo) -> datetime:
-    """A moment as written: without an offset it is local time."""
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone)
+    """A moment as written: without an offset it is local time. One at the end of the calendar is the last that can be kept."""
+    return bounded(moment if moment.tzinfo else moment.replace(tzinfo=timezone))
 
 
 def _rotation(document: Document, at: KeyPath, table: RotationTable, timezone: ZoneInfo, contacts: Collection[str]) -> Rotation:

@@ -18,6 +18,7 @@ from monitor.domain.incidents import (
     TimelineEntry,
     Transition,
 )
+from monitor.domain.moments import bounded
 from monitor.domain.observed import CheckResult, Finding, FindingKind, Metric, Observed, Outcome, Sample
 from monitor.domain.runbook import AuditEntry, Diagnosis, Evidence, Plan, Step
 
@@ -61,6 +62,7 @@ __all__ = [
     "TimelineEntry",
     "Transition",
     "Upkeep",
+    "bounded",
     "is_digest_key",
     "pairs",
 ]

@@ -9,9 +9,9 @@ from monitor.store.kept import KeptStore
 from monitor.store.knowing import Causes
 from monitor.store.obeyed import ObeyedStore
 from monitor.store.outbox import ChannelQueue, Outbox
-from monitor.store.plain_rows import micros
 from monitor.store.recorded import Recorded, Sent
 from monitor.store.repeats import Repeat
+from monitor.store.schema import micros
 from monitor.store.silences import SilenceStore
 from monitor.store.steps import StepStore
 from monitor.store.stretches import StretchStore

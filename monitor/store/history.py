@@ -11,8 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from monitor.domain import AuditEntry, Outcome
 from monitor.store.bulk import Statement, untyped
 from monitor.store.database import Database
-from monitor.store.plain_rows import micros
-from monitor.store.schema import audit, reports, run_hours
+from monitor.store.schema import audit, micros, reports, run_hours
 
 
 @dataclass(frozen=True, slots=True)

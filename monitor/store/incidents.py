@@ -27,11 +27,11 @@ from monitor.store.knowing import (
     read_alerts,
     read_incidents,
 )
-from monitor.store.plain_rows import alert_from, incident_from, micros
+from monitor.store.plain_rows import alert_from, incident_from
 from monitor.store.repeats import Repeat, Repeating
 from monitor.store.rows import timeline_of
 from monitor.store.saving import Saving
-from monitor.store.schema import alerts, incidents, outbox, timeline
+from monitor.store.schema import alerts, incidents, micros, outbox, timeline
 from monitor.store.standings import candidates, standings
 
 AT_ONCE = 200

@@ -11,8 +11,8 @@ from sqlalchemy import ColumnElement, Connection, and_, literal_column, or_, sel
 from alerts.decide import Known
 from monitor.domain import Alert, AlertState, Incident, IncidentState
 from monitor.store.bulk import Lookup, untyped
-from monitor.store.plain_rows import alert_from, incident_from, micros
-from monitor.store.schema import alerts, incidents
+from monitor.store.plain_rows import alert_from, incident_from
+from monitor.store.schema import alerts, incidents, micros
 
 ALERTS = untyped(alerts)
 INCIDENTS = untyped(incidents)

@@ -26,7 +26,7 @@ from monitor.domain import (
     TimelineEntry,
 )
 from monitor.store.rows import step_of, step_row
-from monitor.store.schema import EPOCH, MICROSECOND
+from monitor.store.schema import micros, moment_of
 
 _PAIRS = msgspec.json.Decoder(tuple[tuple[str, str], ...])
 _WORDS = msgspec.json.Decoder(tuple[str, ...])
@@ -81,7 +81,7 @@ def alert_from(row: Sequence[Any]) -> Alert:
         state=_ALERT_STATES[state],
         bad_runs=bad_runs,
         good_runs=good_runs,
-        pending_since=EPOCH + pending_since * MICROSECOND,
+        pending_since=moment_of(pending_since),
         service=service,
         home=home,
         fells=bool(fells),
@@ -152,9 +152,9 @@ def _incident(row: Sequence[Any]) -> Incident:
         summary=summary,
         evidence=_words(evidence),
         first_step=first_step,
-        opened_at=EPOCH + opened_at * MICROSECOND,
+        opened_at=moment_of(opened_at),
         chain=_chain_of(chain) if isinstance(chain, str) else tuple(step_of(one) for one in chain),
-        chain_since=EPOCH + chain_since * MICROSECOND,
+        chain_since=moment_of(chain_since),
         told=_words(told),
         step=step,
         next_escalation_at=_moment(next_escalation_at),
@@ -180,11 +180,11 @@ def silence_from(row: Sequence[Any]) -> Silence:
     return Silence(
         id_,
         conditions,
-        EPOCH + starts_at * MICROSECOND,
-        EPOCH + ends_at * MICROSECOND,
+        moment_of(starts_at),
+        moment_of(ends_at),
         created_by,
         comment,
-        EPOCH + updated_at * MICROSECOND,
+        moment_of(updated_at),
     )
 
 
@@ -196,17 +196,12 @@ def timeline_values(entry: TimelineEntry) -> tuple[Any, ...]:
     return entry.incident_id, micros(entry.at), entry.kind, entry.text, entry.actor
 
 
-def micros(moment: datetime) -> int:
-    """Microseconds since 1970, as moments are stored."""
-    return (moment - EPOCH) // MICROSECOND
-
-
 def _micros(moment: datetime | None) -> int | None:
-    return None if moment is None else (moment - EPOCH) // MICROSECOND
+    return None if moment is None else micros(moment)
 
 
 def _moment(value: int | None) -> datetime | None:
-    return None if value is None else EPOCH + value * MICROSECOND
+    return None if value is None else moment_of(value)
 
 
 def _text(value: Sequence[Any]) -> str:

@@ -9,8 +9,8 @@ from sqlalchemy import Connection, Dialect, or_, select, update
 
 from monitor.domain import Decision, Intent, Severity, TimelineEntry, Transition
 from monitor.store.bulk import insert_into, upsert_into
-from monitor.store.plain_rows import TIMELINE, alert_values, incident_values, micros, timeline_values
-from monitor.store.schema import alerts, incidents, outbox, timeline
+from monitor.store.plain_rows import TIMELINE, alert_values, incident_values, timeline_values
+from monitor.store.schema import alerts, incidents, micros, outbox, timeline
 
 OPENERS = tuple(kind.value for kind in (Transition.TRIGGERED, Transition.ESCALATED, Transition.RAISED, Transition.REMINDED))
 """What asks somebody to look."""

@@ -3,7 +3,7 @@
 Times are integers, microseconds since 1970 UTC: exact, comparable and the same in both databases.
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -24,8 +24,25 @@ from sqlalchemy import (
     text,
 )
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+from monitor.domain.moments import EARLIEST, LATEST
+from monitor.errors import StoreError
+
+EPOCH = EARLIEST
 MICROSECOND = timedelta(microseconds=1)
+_LAST = (LATEST - EPOCH) // MICROSECOND
+
+
+def micros(moment: datetime) -> int:
+    """Microseconds since 1970, as moments are stored. Raises ``StoreError`` for one that would not read back."""
+    stored = (moment - EPOCH) // MICROSECOND
+    if 0 <= stored <= _LAST:
+        return stored
+    raise StoreError(f"no moment that can be stored: {moment.isoformat()}")
+
+
+def moment_of(stored: int) -> datetime:
+    """The moment that is stored; whatever wrote one beyond the calendar, the nearest that there is."""
+    return EPOCH + (stored if 0 <= stored <= _LAST else min(max(stored, 0), _LAST)) * MICROSECOND
 
 
 class Moment(TypeDecorator[datetime]):
@@ -35,10 +52,10 @@ class Moment(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
-        return None if value is None else (value - EPOCH) // MICROSECOND
+        return None if value is None else micros(value)
 
     def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else EPOCH + int(value) * MICROSECOND
+        return None if value is None else moment_of(int(value))
 
 
 metadata = MetaData()

@@ -1,7 +1,7 @@
 """Silences: durable the moment they are made."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import bindparam, delete, insert, select, update
@@ -10,11 +10,10 @@ from monitor.domain import Silence
 from monitor.errors import UsageError
 from monitor.store.bulk import Query, untyped
 from monitor.store.database import Database
-from monitor.store.plain_rows import micros, silence_from
+from monitor.store.plain_rows import silence_from
 from monitor.store.rows import silence_of, silence_row
-from monitor.store.schema import silences
+from monitor.store.schema import EPOCH, micros, silences
 
-_ALWAYS = datetime.min.replace(tzinfo=UTC)
 _PLAIN = untyped(silences)
 _SINCE = select(_PLAIN).where(_PLAIN.c.ends_at > bindparam("since")).order_by(_PLAIN.c.ends_at, _PLAIN.c.id)
 
@@ -29,7 +28,7 @@ class SilenceStore:
     def list(self, *, since: datetime | None = None) -> tuple[Silence, ...]:
         """Silences in the order of their ends; ``since`` leaves out those that had ended by then."""
         with self._database.read() as connection:
-            rows = self._since.rows(connection, micros(since or _ALWAYS))
+            rows = self._since.rows(connection, micros(since or EPOCH))
         read, said = self._read
         if rows != read:
             said = tuple(map(silence_from, rows))

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -62,20 +63,35 @@ class Api:
         await until_async(reached)
 
 
-@pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    authority, target, port = Authority.create(tmp_path), Target(), free_port()
+Starting = Callable[[], AbstractAsyncContextManager[asyncio.subprocess.Process]]
+
+
+@asynccontextmanager
+async def restarted(folder: Path) -> AsyncIterator[tuple[Api, Starting]]:
+    """The API of a monitor, and what starts it, again and again over the same state."""
+    authority, target, port = Authority.create(folder), Target(), free_port()
     await target.up()
     async with serve(pagerduty.create_app(), authority) as pager:
         config = write_config(
-            tmp_path, target=target.url, pager_url=pager.url, ca_file=authority.ca_file, port=port, token=TOKEN, inhibit=[INHIBIT]
+            folder, target=target.url, pager_url=pager.url, ca_file=authority.ca_file, port=port, token=TOKEN, inhibit=[INHIBIT]
         )
-        async with child(tmp_path, "run", "--config", str(config)) as process:
-            await ready(port, process, tmp_path)
-            headers = {"Authorization": f"Bearer {TOKEN}"}
-            async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, trust_env=False, timeout=5) as http:
-                yield Api(tmp_path, port, http, pager)
+
+        @asynccontextmanager
+        async def start() -> AsyncIterator[asyncio.subprocess.Process]:
+            async with child(folder, "run", "--config", str(config)) as process:
+                await ready(port, process, folder)
+                yield process
+
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, trust_env=False, timeout=5) as http:
+            yield Api(folder, port, http, pager), start
     await target.down()
+
+
+@pytest.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Api]:
+    async with restarted(tmp_path) as (api, start), start():
+        yield api
 
 
 def alert(name: str = "DiskFull", **labels: str) -> dict[str, Any]:
@@ -222,23 +238,35 @@ async def _gone(api: Api) -> bool:
     return await api.names() == []
 
 
+async def test_silences_and_alerts_for_ever_are_kept_until_the_calendar_ends(tmp_path: Path) -> None:
+    for_ever = "9999-12-31T23:59:59-05:00"
+    async with restarted(tmp_path) as (api, start):
+        async with start():
+            assert (await api.post(alert("Forever") | {"endsAt": for_ever})).status_code == 200
+            silence_id = (await api.amtool("silence", "add", "alertname=Forever", "--comment=x", f"--end={for_ever}")).strip()
+            assert [one["endsAt"] for one in await api.get("/alerts")] == ["9999-12-30T00:00:00.000Z"]
+        async with start():
+            assert [one["status"]["silencedBy"] for one in await api.get("/alerts")] == [[silence_id]]
+            assert [one["endsAt"] for one in json.loads(await api.amtool("silence", "query", "-o", "json"))] == ["9999-12-30T00:00:00.000Z"]
+            await api.post(alert("Loud", severity="critical"))
+            await api.paged("trigger", "trigger")
+
+
+async def test_a_moment_without_an_offset_is_refused(api: Api) -> None:
+    silence = {"matchers": [{"name": "a", "value": "b", "isRegex": False}], "createdBy": "anna", "comment": "known"}
+    for starts, ends in ((moment(), "2999-01-01T00:00:00"), ("2026-11-25T00:00:00", moment(hours=1))):
+        refused = await api.http.post("/api/v2/silences", json=silence | {"startsAt": starts, "endsAt": ends})
+        assert (refused.status_code, refused.json()) == (400, "a moment without an offset from UTC")
+
+
 async def test_what_was_posted_and_silenced_survives_a_kill(tmp_path: Path) -> None:
-    authority, target, port = Authority.create(tmp_path), Target(), free_port()
-    await target.up()
-    async with serve(pagerduty.create_app(), authority) as pager:
-        config = write_config(tmp_path, target=target.url, pager_url=pager.url, ca_file=authority.ca_file, port=port, token=TOKEN)
-        headers = {"Authorization": f"Bearer {TOKEN}"}
-        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, trust_env=False, timeout=5) as http:
-            api = Api(tmp_path, port, http, pager)
-            async with child(tmp_path, "run", "--config", str(config)) as process:
-                await ready(port, process, tmp_path)
-                silence_id = (await api.amtool("silence", "add", "alertname=Quiet", "--comment=known")).strip()
-                assert (await api.post(alert("Quiet"), alert("Loud"))).status_code == 200
-                process.kill()
-                await process.wait()
-            async with child(tmp_path, "run", "--config", str(config)) as process:
-                await ready(port, process, tmp_path)
-                assert await api.names() == ["Loud", "Quiet"]
-                assert [one["id"] for one in await api.get("/silences")] == [silence_id]
-                await api.paged("trigger")
-    await target.down()
+    async with restarted(tmp_path) as (api, start):
+        async with start() as process:
+            silence_id = (await api.amtool("silence", "add", "alertname=Quiet", "--comment=known")).strip()
+            assert (await api.post(alert("Quiet"), alert("Loud"))).status_code == 200
+            process.kill()
+            await process.wait()
+        async with start():
+            assert await api.names() == ["Loud", "Quiet"]
+            assert [one["id"] for one in await api.get("/silences")] == [silence_id]
+            await api.paged("trigger")
