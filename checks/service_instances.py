@@ -8,11 +8,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
 
+from checks.partly import or_blind
 from checks.words import lasted, many
 from monitor.domain import Finding, FindingKind, Metric, Observed, Sample, Severity
 from monitor.errors import CannotLook
@@ -38,6 +39,11 @@ class Config(PluginConfig):
 
     path: str = Field(
         "/health", pattern=r"^/[!-~]*$", description="Health address of an instance: JSON with status, version, timestamp, started_at."
+    )
+    compare: tuple[Literal["version", "timestamp", "started_at"], ...] = Field(
+        ("version", "timestamp", "started_at"),
+        description="What of the health answers is compared, for VersionSkew, ClockSkew and InstanceRestarts. An instance that lacks one "
+        "of these is not called fine.",
     )
     healthy: str = Field("healthy", description="The status of a healthy instance.")
     front_path: str | None = Field(
@@ -69,7 +75,8 @@ class Told:
     metrics=(UP, SKEW, AGE, VERSIONS, FRONT_UP),
     finds=(DOWN, ALL_DOWN, FRONT, VERSION, CLOCK, RESTARTS),
     needs=("instances",),
-    blind="The monitor has no connection or memory left for its own requests.",
+    blind="The monitor has no connection or memory left for its own requests, or a healthy instance does not tell what `compare` wants "
+    "and nothing else is found.",
     why="A proxy answers for the instance that is gone, until the last one is gone too (INC-001).",
 )
 async def service_instances(ctx: CheckContext, cfg: Config) -> Observed:
@@ -101,15 +108,16 @@ def read(address: str, answer: HttpAnswer | HttpFailure, cfg: Config, now: datet
         body = None
     if answer.status != 200 or not isinstance(body, dict):
         return Told(address, f"status {answer.status}" if answer.status != 200 else "its answer is no JSON object")
-    status, version = body.get("status"), body.get("version")
-    at_s, took_s = _number(body.get("timestamp")), answer.phases.total_s
+    status, took_s = body.get("status"), answer.phases.total_s
+    compared = {name: body.get(name) for name in cfg.compare}
+    version, at_s = compared.get("version"), _number(compared.get("timestamp"))
     return Told(
         address,
         "" if status == cfg.healthy else f"its status is {one_line(str(status), limit=40)}",
-        one_line(version, limit=40) if isinstance(version, str) else None,
+        one_line(version, limit=40) or None if isinstance(version, str) else None,
         None if at_s is None else at_s - (now.timestamp() - took_s / 2),
         took_s / 2,
-        _number(body.get("started_at")),
+        _number(compared.get("started_at")),
     )
 
 
@@ -120,9 +128,12 @@ def _number(value: object) -> float | None:
 def judge(
     told: Sequence[Told], front: HttpAnswer | HttpFailure | None, before: Mapping[str, Any], cfg: Config, *, now_s: float, service: str
 ) -> Observed:
-    """What the instances say means. Pure. ``before`` are known starts and restarts, and since when versions differ."""
+    """What the instances say means. Pure. ``before`` are known starts and restarts, and since when versions differ.
+
+    Raises ``CannotLook`` when a healthy instance does not tell what is compared, and nothing else is found.
+    """
     versions = sorted({one.version for one in told if one.version})
-    samples: list[Sample] = [VERSIONS(len(versions))]
+    samples: list[Sample] = [VERSIONS(len(versions))] if "version" in cfg.compare else []
     for one in told:
         samples.append(UP(not one.trouble, target=one.address))
         samples += [SKEW(one.skew_s, target=one.address)] if one.skew_s is not None else []
@@ -148,7 +159,21 @@ def judge(
             }
             summary = f"{address} of {service} was started anew {len(times)} times within {lasted(cfg.restarts_within)}"
             findings.append(RESTARTS(summary, labels={"target": address}, facts=facts, value=len(times)))
-    return Observed(tuple(samples), tuple(findings), keep={"starts": starts, "restarts": restarts, "differ_since": differ_since})
+    keep = {"starts": starts, "restarts": restarts, "differ_since": differ_since}
+    return or_blind(Observed(tuple(samples), tuple(findings), keep=keep), _untold(told, cfg))
+
+
+def _untold(told: Sequence[Told], cfg: Config) -> list[str]:
+    """What healthy instances do not tell although it is compared. One instance alone has no version that could differ."""
+    unseen = []
+    for one in told:
+        values = {"version": one.version if len(told) > 1 else "", "timestamp": one.skew_s, "started_at": one.started_s}
+        missing = [name for name in cfg.compare if values[name] is None]
+        if missing and not one.trouble:
+            unseen.append(
+                f"the health answer of {one.address} has no {' and no '.join(missing)}: have it tell, or leave that out of compare"
+            )
+    return unseen
 
 
 def _down(told: Sequence[Told], service: str) -> list[Finding]:

@@ -12,11 +12,19 @@ from pathlib import Path
 import httpx2
 import pytest
 import pytest_asyncio
+from fastapi import FastAPI, Response
+from pydantic import SecretStr
 
+from checks.login import login
+from monitor.plugins import Service
+from services.access import USERNAME
+from services.database.seed import DEMO_TENANT
 from services.faults import find_fault
 from services.faults.fault import switch
 from services.platform import Platform, Ports
 from tests.conftest import require
+from tests.platform_parts import serving
+from tests.support.looking import look, looking_at
 from tests.support.platform_tables import add_mail_job, run_sql
 from tests.support.shipped import ShippedChecks, shipped_checks
 
@@ -258,6 +266,27 @@ async def test_inc_006_token_validation_failing_because_nobody_can_be_asked(plat
     finally:
         await switch(platform, "idp", "ok")
     await shipped.is_well("login/auth")
+
+
+async def test_one_address_that_refuses_the_token_and_one_that_asks_for_none(platform: Platform) -> None:
+    """The auth service's own /health stands for an address that was to be protected and is not."""
+    await log_in(platform)
+    stranger = FastAPI()
+
+    @stranger.get("/orders")
+    async def orders() -> Response:
+        return Response("", 401)
+
+    user = {"username": USERNAME, "password": SecretStr(platform.environment["SYNTHETIC_USER_PASSWORD"]), "tenant": DEMO_TENANT}
+    with serving(stranger) as url:
+        async with looking_at(Service("auth", url=platform.urls["auth"])) as ctx:
+            observed = await look(login, ctx, within_s=10, **user, protected=["/api/v1/verify", f"{url}/orders", "/health"])
+    assert [(finding.kind.name, finding.kind.incident) for finding in observed.findings] == [
+        ("TokenRejected", "INC-006"),
+        ("OpenWithoutToken", "INC-006"),
+    ]
+    assert dict(observed.findings[0].facts)[f"{url}/orders"] == "401 with a token just given"
+    assert dict(observed.findings[1].facts)["open"] == "/health"
 
 
 async def test_inc_006_401_errors_on_all_requests(platform: Platform, shipped: ShippedChecks) -> None:
