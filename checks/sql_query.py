@@ -51,7 +51,9 @@ class Config(PluginConfig):
     blind="The query fails, takes too long, would change something, or gives no number where one is needed.",
     why="What is normal only you know: orders per hour, rows in a quarantine, the age of an import.",
     privileges="`GRANT SELECT ON` the tables of the query `TO` the role of the service's `dsn`. The query runs in a read-only transaction "
-    "that is rolled back, within the statement timeout; it cannot change anything.",
+    "that is rolled back, within the statement timeout: it changes no data. Functions with an effect of their own run all the same "
+    "(`pg_terminate_backend`, `pg_reload_conf`): use a role that is neither superuser nor a member of `pg_signal_backend`. What it can "
+    "still end are sessions of its own.",
 )
 async def sql_query(ctx: CheckContext, cfg: Config) -> Observed:
     """Runs one SELECT of the configuration and compares its value with limits, or its rows with what is expected."""

@@ -160,6 +160,23 @@ async def test_what_a_query_sets_or_locks_is_undone(database: str, ctx: CheckCon
         await look(sql_query, ctx, query="SELECT public.spend() AS value")
 
 
+ENDS = "SELECT pg_terminate_backend(pid)::int AS value FROM pg_stat_activity WHERE application_name = 'other'"
+
+
+async def test_functions_with_an_effect_are_the_roles_to_refuse(database: str, plain: str, ctx: CheckContext) -> None:
+    """A read-only transaction does not hold them back: the page says which role to use, and this is why."""
+    async with looking_at(Service("shop", dsn=SecretStr(plain))) as as_plain:
+        with psycopg.connect(database, application_name="other", autocommit=True) as strong:
+            for query in (ENDS, "SELECT pg_reload_conf()::int AS value", "SELECT count(pg_stat_reset()) AS value"):
+                with pytest.raises(CannotLook, match="lacks a privilege"):
+                    await look(sql_query, as_plain, query=query)
+            assert strong.execute("SELECT 1").fetchone() == (1,)
+        with psycopg.connect(plain, application_name="other", autocommit=True) as own:
+            await look(sql_query, as_plain, query=ENDS)
+            with pytest.raises(psycopg.OperationalError, match="terminat"):
+                own.execute("SELECT 1")
+
+
 async def test_a_role_without_the_right_is_told_which(plain: str, ctx: CheckContext) -> None:
     async with looking_at(Service("shop", dsn=SecretStr(plain))) as poor:
         with pytest.raises(CannotLook, match=r"lacks a privilege: GRANT it SELECT.*permission denied for table orders"):
