@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from monitor import config
@@ -18,24 +20,49 @@ from services.platform import Platform
 
 INTERVAL_S = 6.0
 """Shorter than any shipped interval."""
+LOOKS = 2
+"""So many, one an interval, may be needed to find what is there."""
+
+
+@dataclass
+class SetClock(SystemClock):
+    """The machine's clock, set forward by the test."""
+
+    ahead: timedelta = timedelta()
+
+    def now(self) -> datetime:
+        return super().now() + self.ahead
 
 
 class ShippedChecks:
     """Runs the instances of the shipped configuration; each remembers its previous run, as in the monitor."""
 
-    def __init__(self, instances: tuple[CheckInstance, ...], runner: Runner) -> None:
+    def __init__(self, instances: tuple[CheckInstance, ...], runner: Runner, clock: SetClock) -> None:
         self.instances = {instance.key: instance for instance in instances}
+        self.clock = clock
         self._runner = runner
 
     async def look(self, key: str) -> CheckResult:
         """Run the instance ``check/service`` once."""
         return await self._runner.run(self.instances[key])
 
-    async def finds(self, key: str, kind: str, *, meanwhile: Callable[[], Awaitable[object]] | None = None) -> Finding:
-        """The finding of this kind, seen within two intervals; ``meanwhile`` is done before each look. Fails with what was seen instead."""
+    async def finds(self, key: str, kind: str) -> Finding:
+        """The finding of this kind, whose symptom is there: seen in two looks, as in two intervals. Fails with what was seen instead."""
+        for _ in range(LOOKS):
+            seen = await self.look(key)
+            for finding in seen.observed.findings:
+                if finding.kind.name == kind:
+                    return finding
+        raise AssertionError(f"{key} did not find {kind} in {LOOKS} looks, but {seen}")
+
+    async def finds_growing(self, key: str, kind: str, *, meanwhile: Callable[[], Awaitable[object]] | None = None) -> Finding:
+        """As ``finds``, for what only comes about while the test looks, as requests do that wait for their answers.
+
+        Nobody can say at which look it is there, so the time of two intervals is the bound. ``meanwhile`` is done before each look.
+        """
         seen: list[CheckResult] = []
         try:
-            async with asyncio.timeout(2 * INTERVAL_S):
+            async with asyncio.timeout(LOOKS * INTERVAL_S):
                 while True:
                     if meanwhile is not None:
                         await meanwhile()
@@ -61,11 +88,11 @@ async def shipped_checks(platform: Platform, folder: Path) -> AsyncIterator[Ship
     path = write_configuration(platform, folder, 8010)
     registry = load_registry()
     settings = config.load(path, checks=registry.checks, notifiers=registry.notifiers)
-    clock = SystemClock()
+    clock = SetClock()
     outside = Outside(clock)
     memory = Memory()
     runner = Runner(clock, lambda instance, kept: outside.check_context(instance.service, name=instance.name, kept=kept), memory)
     try:
-        yield ShippedChecks(settings.instances, runner)
+        yield ShippedChecks(settings.instances, runner, clock)
     finally:
         await outside.close()
