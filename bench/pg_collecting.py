@@ -91,7 +91,11 @@ async def main(folder: Path, dsn_file: Path, way: str) -> None:
         notifiers={notifier.name: notifier for notifier in alerts.BUILTINS},
     )
     store, thread, outside, exposition = Store(settings.state_url), StoreThread(), Outside(clock), Exposition("bench")
-    runner = Runner(clock, lambda instance, kept: outside.check_context(instance.service, name=instance.name, kept=kept), memory)
+    runner = Runner(
+        clock,
+        lambda instance, kept: outside.check_context(instance.service, name=instance.name, kept=kept, timeout_s=instance.timeout_s),
+        memory,
+    )
     engine = Engine(
         settings,
         store=store,

@@ -47,7 +47,7 @@ class Config(PluginConfig):
     finds=(BLOATED,),
     needs=("dsn",),
     blind="The role may not see the widths of the columns: without them nothing can be estimated. Or statistics are switched off "
-    "(track_counts): then none can be trusted.",
+    "(track_counts): then none can be trusted. Or there are so many tables that a statement takes longer than `timeout` less 6 s.",
     why="A bloated table makes every scan and every backup read what is not there (INC-005); VACUUM does not give the room back.",
     privileges=f"The function `platmon.column_widths()` of [{pg_helpers.WHERE}](../postgresql.md): pg_stats shows nothing of tables that a "
     "role may not read.",

@@ -51,7 +51,8 @@ class Config(PluginConfig):
     blind="The query fails, takes too long, would change something, or gives no number where one is needed.",
     why="What is normal only you know: orders per hour, rows in a quarantine, the age of an import.",
     privileges="`GRANT SELECT ON` the tables of the query `TO` the role of the service's `dsn`. The query runs in a read-only transaction "
-    "that is rolled back, within the statement timeout: it changes no data. Functions with an effect of their own run all the same "
+    "that is rolled back, for 3 s at most, or with a `timeout` above 10 s for that less 6 s: it changes no data. "
+    "Functions with an effect of their own run all the same "
     "(`pg_terminate_backend`, `pg_reload_conf`): use a role that is neither superuser nor a member of `pg_signal_backend`. What it can "
     "still end are sessions of its own.",
 )

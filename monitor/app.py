@@ -158,7 +158,7 @@ class App:
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def _context(self, instance: CheckInstance, kept: Kept | None) -> CheckContext:
-        return self._outside.check_context(instance.service, name=instance.name, kept=kept)
+        return self._outside.check_context(instance.service, name=instance.name, kept=kept, timeout_s=instance.timeout_s)
 
     async def _run_check(self, instance: CheckInstance) -> float | None:
         return await self._engine.run(instance)

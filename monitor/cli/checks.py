@@ -114,7 +114,11 @@ async def run_once(settings: Settings, chosen: list[CheckInstance], known: Remem
     """Run instances at the same time, once each."""
     clock = SystemClock()
     outside = Outside(clock, known.heartbeats)
-    runner = Runner(clock, lambda instance, kept: outside.check_context(instance.service, name=instance.name, kept=kept), known.memory)
+    runner = Runner(
+        clock,
+        lambda instance, kept: outside.check_context(instance.service, name=instance.name, kept=kept, timeout_s=instance.timeout_s),
+        known.memory,
+    )
     try:
         return list(await asyncio.gather(*(runner.run(instance) for instance in chosen)))
     finally:

@@ -86,7 +86,9 @@ class CheckTable(Table):
     services: list[str] = Field(default=[], description="The services to look at; required.")
     every: Interval = Field(default="30s", description="How often to look.")  # type: ignore[assignment]  # as written
     timeout: Interval | None = Field(
-        default=None, description='Deadline of one run, shorter than `every`. Without it, `"10s"` or 80 % of `every`, the smaller.'
+        default=None,
+        description='Deadline of one run, shorter than `every`. Without it, `"10s"` or 80 % of `every`, the smaller. '
+        "A statement of a PostgreSQL check may take 3 s; with a timeout above 10 s, that less 6 s, over a connection of its own.",
     )
     recheck: Interval | None = Field(
         default=None,

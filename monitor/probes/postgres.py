@@ -21,6 +21,10 @@ from monitor.probes.pg_exchange import Exchange, Request
 from monitor.probes.pg_login import CURES, entrance, try_login
 from monitor.probes_contract import Login, Row, Statement
 
+STATEMENT_S = 3.0
+"""A statement takes no longer than this, unless its check has more time."""
+LOGIN_S = 3.0
+"""A login takes no longer than this, whatever time a statement has."""
 LOCK_TIMEOUT_S = 0.25
 GRACE_S = 0.15
 """The server stops a statement at ``timeout_s`` by itself; so much later the caller is told, whatever the server does."""
@@ -64,6 +68,11 @@ class Cost:
     logins: int = 0
     """Canary logins."""
 
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.statements + other.statements, self.busy_s + other.busy_s, self.connects + other.connects, self.logins + other.logins
+        )
+
 
 class PgSentinel:
     """Implements :class:`monitor.probes_contract.Postgres`. Opened at the first use, opened again after a loss.
@@ -79,11 +88,19 @@ class PgSentinel:
         clock: Clock,
         *,
         application_name: str = "monitor",
-        timeout_s: float = 3.0,
+        timeout_s: float = STATEMENT_S,
+        held_s: float | None = None,
     ) -> None:
-        """Raises ``CannotLook`` when a dsn is not a connection string."""
+        """Raises ``CannotLook`` when a dsn is not a connection string.
+
+        ``timeout_s`` is what one statement may take. The connection is given back after ``held_s`` without work; None: never.
+        """
         self._clock = clock
         self._timeout_s = timeout_s
+        self._login_s = min(timeout_s, LOGIN_S)
+        self._held_s = held_s
+        self._rest: asyncio.TimerHandle | None = None
+        """When the unused connection is given back."""
         self._where = entrance(dsn, application_name=application_name, options=session_options())
         self._canary = entrance(canary_dsn or dsn, application_name=f"{application_name}-canary")
         self.cost = Cost()
@@ -160,9 +177,9 @@ class PgSentinel:
         return await self._run(work, statements=0)
 
     async def login(self) -> Login:
-        """Open and close one fresh connection as the canary role, within ``timeout_s``. Failures are values."""
+        """Open and close one fresh connection as the canary role, within ``LOGIN_S``. Failures are values."""
         self.cost.logins += 1
-        connection, login = await try_login(self._canary, self._clock, timeout_s=self._timeout_s)
+        connection, login = await try_login(self._canary, self._clock, timeout_s=self._login_s)
         if connection is not None:
             await connection.close()
         return login
@@ -174,7 +191,8 @@ class PgSentinel:
             if self._connection is None:
                 self._task.cancel()  # it is opening one
             self._cut()
-            await asyncio.wait({self._task}, timeout=self._timeout_s)
+            await asyncio.wait({self._task}, timeout=self._login_s)
+        self._stay()
         await self._drop()
 
     # --- one call ----------------------------------------------------------------------------------------------------
@@ -245,7 +263,9 @@ class PgSentinel:
             task.exception()  # seen, even when the caller has left
 
     async def _work_with_guard(self, work: Callable[[Held], Awaitable[Answer]]) -> Answer:
-        guard = asyncio.get_running_loop().call_later(2 * self._timeout_s, self._cut)
+        self._stay()
+        loop = asyncio.get_running_loop()
+        guard = loop.call_later(2 * self._timeout_s, self._cut)
         began = self._clock.monotonic()
         try:
             return await self._work(work)
@@ -256,6 +276,19 @@ class PgSentinel:
             self.cost.busy_s += self._clock.monotonic() - began
             if self._was_cut or (self._connection is not None and self._connection.closed):
                 await self._drop()
+            if self._held_s is not None and not self._closed:
+                self._rest = loop.call_later(self._held_s, self._give_back)
+
+    def _give_back(self) -> None:
+        """Nobody has needed the connection for a while: it is closed, and opened again by the next statement."""
+        self._rest = None
+        if self._connection is not None:
+            self._connection.pgconn.finish()
+
+    def _stay(self) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
 
     async def _work(self, work: Callable[[Held], Awaitable[Answer]]) -> Answer:
         """Work on the held connection; once more on a new one when it was lost meanwhile."""
@@ -273,7 +306,7 @@ class PgSentinel:
         if self._closed:
             raise CannotLook(f"{self._where.place}: the connection was closed")
         self.cost.connects += 1
-        connection, login = await try_login(self._where, self._clock, timeout_s=self._timeout_s)
+        connection, login = await try_login(self._where, self._clock, timeout_s=self._login_s)
         if connection is None:
             raise CannotLook(f"{self._where.place}: {CURES[login.state]}: {login.detail}")
         self._connection = connection
@@ -300,7 +333,8 @@ class PgSentinel:
     def _explain(self, exc: Exception) -> str:
         words = self._where.safe(str(exc))
         stories: dict[type[Exception], str] = {
-            errors.QueryCanceled: f"a statement was stopped after {self._timeout_s:g} s: the server is overloaded, or it was cancelled",
+            errors.QueryCanceled: f"a statement was stopped after {self._timeout_s:g} s: the server is overloaded, it was cancelled, "
+            "or the check needs a longer timeout",
             errors.LockNotAvailable: f"a table is locked by another session for longer than {LOCK_TIMEOUT_S:g} s: find it in pg_locks",
             errors.InsufficientPrivilege: f"the role {self._where.user} lacks a privilege: GRANT it SELECT on what is named, or pg_monitor",
             errors.ReadOnlySqlTransaction: "the statement would change something, and the monitor only reads",

@@ -1,5 +1,6 @@
 """What holds for every check that asks PostgreSQL, on 15 and 18: sight or BLIND, no lock that holds it up, few series of many things."""
 
+import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack
@@ -16,7 +17,7 @@ from monitor.config.settings import CheckInstance
 from monitor.domain import AlertPolicy, CheckResult, Outcome
 from monitor.metrics.exposition import SERIES_PER_FAMILY, Exposition
 from monitor.plugins import AnyCheck, Service
-from monitor.probes.outside import Outside
+from monitor.probes.outside import SHARED_UP_TO_S, Outside
 from monitor.runner import Runner
 from services.cluster import Cluster
 from tests.support.platform_tables import platform_database, run_sql
@@ -43,7 +44,7 @@ async def run(check: AnyCheck, dsn: str, *, timeout_s: float = TIMEOUT_S) -> Che
     async with AsyncExitStack() as stack:
         outside = Outside(clock)
         stack.push_async_callback(outside.close)
-        runner = Runner(clock, lambda one, kept: outside.check_context(one.service, name=one.name, kept=kept))
+        runner = Runner(clock, lambda one, kept: outside.check_context(one.service, name=one.name, kept=kept, timeout_s=one.timeout_s))
         return await runner.run(instance)
 
 
@@ -116,6 +117,40 @@ async def test_tables_that_are_held_exclusively_delay_it_no_longer_than_its_time
         assert result.outcome is not Outcome.BLIND, result.error
     elif result.outcome is Outcome.BLIND:
         assert "locked by another session" in str(result.error)
+
+
+async def test_a_check_with_more_time_has_it_and_nobody_waits_behind_it(database: str, platform_dsn: str) -> None:
+    """Its slow statement runs on the server for longer than the others may, who are answered meanwhile; then its own time is over too."""
+    quick, own = next(check for check in SQL_CHECKS if check.name == "pg_wal"), next(c for c in SQL_CHECKS if c.name == "sql_query")
+    clock, service = SystemClock(), Service("postgres", dsn=SecretStr(platform_dsn))
+    outside = Outside(clock)
+    runner = Runner(clock, lambda one, kept: outside.check_context(one.service, name=one.name, kept=kept, timeout_s=one.timeout_s))
+
+    def instance(check: AnyCheck, timeout_s: float, **config: object) -> CheckInstance:
+        configured = check.config.model_validate(config)
+        return CheckInstance(f"{check.name}/postgres", check.name, check, service, configured, 60.0, timeout_s, 5.0, AlertPolicy())
+
+    slow = "SELECT 1 AS value FROM pg_sleep({})"
+    try:
+        long, short = await asyncio.gather(
+            runner.run(instance(own, 10.5, query=slow.format(3.4))), runner.run(instance(quick, SHARED_UP_TO_S))
+        )
+        assert long.outcome is Outcome.OK, long.error
+        assert long.duration_s > 3.4
+        assert short.outcome is Outcome.OK, short.error
+        assert short.duration_s < 1
+        stopped = await runner.run(instance(own, 10.5, query=slow.format(60)))
+        assert "stopped after 4.5 s" in str(stopped.error)
+        run_sql(database, "GRANT SELECT ON purchase TO monitor_ro")
+        with psycopg.connect(database) as holder:
+            holder.execute("LOCK TABLE purchase IN ACCESS EXCLUSIVE MODE")
+            locked = await runner.run(instance(own, 10.5, query="SELECT count(*) AS value FROM public.purchase"))
+        assert "locked by another session" in str(locked.error)
+        assert locked.duration_s < 1
+        costs = outside.postgres_costs()["postgres"]
+        assert (costs.connects, len(outside.postgres_costs())) == (2, 1)
+    finally:
+        await outside.close()
 
 
 # --- cardinality -----------------------------------------------------------------------------------------------------

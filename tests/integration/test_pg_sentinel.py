@@ -161,6 +161,21 @@ async def test_a_lost_connection_is_opened_again_without_a_blind_run(database: s
         assert await backend_pid(sentinel) != pid
 
 
+async def test_a_connection_that_is_not_to_be_kept_is_given_back_and_opened_again(database: str) -> None:
+    sentinel = PgSentinel(SecretStr(database), None, SystemClock(), held_s=0.2)
+    with psycopg.connect(database, autocommit=True) as admin:
+        try:
+            for number in (1, 2):
+                pid = await backend_pid(sentinel)
+                assert await backend_pid(sentinel) == pid
+                async with asyncio.timeout(10):
+                    while admin.execute("SELECT FROM pg_stat_activity WHERE pid = %s", (pid,)).fetchone() is not None:
+                        await asyncio.sleep(0.05)
+                assert sentinel.cost.connects == number
+        finally:
+            await sentinel.close()
+
+
 async def test_what_is_asked_often_is_planned_once_and_anew_when_the_table_changes(database: str) -> None:
     async with watching(database) as sentinel:
         with psycopg.connect(database, autocommit=True) as other:

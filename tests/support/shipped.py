@@ -91,7 +91,11 @@ async def shipped_checks(platform: Platform, folder: Path) -> AsyncIterator[Ship
     clock = SetClock()
     outside = Outside(clock)
     memory = Memory()
-    runner = Runner(clock, lambda instance, kept: outside.check_context(instance.service, name=instance.name, kept=kept), memory)
+    runner = Runner(
+        clock,
+        lambda instance, kept: outside.check_context(instance.service, name=instance.name, kept=kept, timeout_s=instance.timeout_s),
+        memory,
+    )
     try:
         yield ShippedChecks(settings.instances, runner, clock)
     finally:
