@@ -14,6 +14,8 @@ from psycopg.sql import Composed
 Row = dict[str, Any]
 Statement = LiteralString | Composed
 """SQL of our own making: a literal, or a literal composed with ``psycopg.sql.Identifier`` where a name is configured."""
+Asked = Statement | tuple[Statement, Mapping[str, object]]
+"""A statement without values, or with them."""
 
 
 class HttpReason(StrEnum):
@@ -139,7 +141,7 @@ class Postgres(Protocol):
         """Run one statement. Raises ``CannotLook`` when the connection or the statement fails, naming a missing grant."""
         ...
 
-    async def fetch_many(self, statements: Sequence[tuple[Statement, Mapping[str, object]]]) -> list[list[Row]]:
+    async def fetch_many(self, statements: Sequence[Asked]) -> list[list[Row]]:
         """Run several statements in one round trip (pipelined). Raises ``CannotLook``."""
         ...
 

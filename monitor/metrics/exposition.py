@@ -183,7 +183,11 @@ class Exposition:
         waiting: list[str] = []
         size = 0
         for family in self._in_order:
-            for piece in (family.text,) if family.text is not None else family.pieces():
+            if family.text is not None:
+                waiting.append(family.text)
+                size += len(family.text)
+                continue
+            for piece in family.pieces():
                 waiting.append(piece)
                 size += len(piece)
                 if size >= PAGE_CHARS:

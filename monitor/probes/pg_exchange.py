@@ -6,7 +6,7 @@ is held while another runs. What fails spoils nothing else: whom an error left o
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,7 +14,7 @@ import psycopg
 from psycopg import errors, pq
 from psycopg.adapt import PyFormat, Transformer
 
-from monitor.probes_contract import Row, Statement
+from monitor.probes_contract import Asked, Row
 
 PREPARED_AT_MOST = 200
 """Statements that a server keeps planned for us; what comes later is planned each time."""
@@ -30,14 +30,12 @@ _LAST_WORDS = (b"FATAL", b"PANIC")
 
 _PLACEHOLDER = re.compile(r"%(?:%|\((\w+)\)s)")
 
-Asked = Sequence[tuple[Statement, Mapping[str, object]]]
-
 
 @dataclass(slots=True, eq=False)
 class Request:
     """What one caller asks, one statement at least, and the place of its answer: rows of each statement, or the error that ended it."""
 
-    asked: Asked
+    asked: Sequence[Asked]
     answer: "asyncio.Future[list[list[Row]]]"
     due: float
     """When the caller is told that no answer has come, by the loop's clock."""
@@ -66,11 +64,10 @@ _Answer = list[Row] | psycopg.Error | UnicodeError | None
 """Of one command: its rows, or its error, or nothing after the error of an earlier one."""
 
 
-@dataclass(slots=True, eq=False)
-class _Sent:
-    request: Request
-    commands: list[_Command]
-    """Without the first where an earlier request of the transaction has it."""
+_Transaction = list[tuple[Request, list[_Command]]]
+"""Requests, and what is sent for each: what all of them begin with, for the first alone."""
+
+_ROWS_ONLY = frozenset({list})
 
 
 class Exchange:
@@ -94,48 +91,51 @@ class Exchange:
         """Returns what must be asked again; nothing when each was ``alone``."""
         transactions = self._transactions(requests, alone=alone)
         for transaction in transactions:
-            for one in transaction:
-                for command in one.commands:
+            for _, commands in transaction:
+                for command in commands:
                     self._send(*command)
             self._pg.pipeline_sync()
         again: list[Request] = []
         for transaction in transactions:
             results = iter(await self._results())
             shared: _Answer = None
-            for one in transaction:
-                answers = [self._take(plan, results) for plan, _, _ in one.commands]
-                if one is transaction[0]:
+            for request, commands in transaction:
+                answers = [self._take(plan, results) for plan, _, _ in commands]
+                if len(answers) == len(request.asked):
                     shared = answers[0]
                 else:  # each gets what is shared for itself
                     answers.insert(0, list(map(dict, shared)) if isinstance(shared, list) else shared)
-                if not _settle(one.request, answers, alone=alone):
-                    again.append(one.request)
+                if not _settle(request, answers, alone=alone):
+                    again.append(request)
         return again
 
     # --- sending -----------------------------------------------------------------------------------------------------
 
-    def _transactions(self, requests: Sequence[Request], *, alone: bool) -> list[list[_Sent]]:
+    def _transactions(self, requests: Sequence[Request], *, alone: bool) -> list[_Transaction]:
         """The requests by transaction. What several begin with, such as the proof of rights, is asked by the first of them."""
-        by_first: dict[object, list[_Sent]] = {}
+        by_first: dict[object, _Transaction] = {}
         for request in requests:
             request.sent = True
             asked = request.asked
-            first, params = asked[0]
+            first, params = asked[0] if isinstance(asked[0], tuple) else (asked[0], None)
             begin = request if alone or params or not isinstance(first, str) else first
             transaction = by_first.get(begin)
             try:
-                commands = [self._command(sql, values) for sql, values in (asked[1:] if transaction else asked)]
+                commands = list(map(self._command, asked[1:] if transaction else asked))
             except (psycopg.Error, UnicodeError, KeyError) as exc:  # a value or name that cannot be written
                 if not request.answer.done():
                     request.answer.set_exception(exc)
                 continue
             if transaction:
-                transaction.append(_Sent(request, commands))
+                transaction.append((request, commands))
             else:
-                by_first[begin] = [_Sent(request, commands)]
+                by_first[begin] = [(request, commands)]
         return list(by_first.values())
 
-    def _command(self, sql: Statement, params: Mapping[str, object]) -> _Command:
+    def _command(self, asked: Asked) -> _Command:
+        if isinstance(asked, str):
+            return self._plan(asked, ()), (), ()
+        sql, params = asked if isinstance(asked, tuple) else (asked, None)
         text = sql if isinstance(sql, str) else sql.as_string(self._connection)
         if not params:
             return self._plan(text, ()), (), ()
@@ -253,15 +253,15 @@ class Exchange:
 
 def _settle(request: Request, answers: list[_Answer], *, alone: bool) -> bool:
     """Answer it. False when it must be asked again: left out after an error of another, or planned for what has changed."""
-    failed = [answer for answer in answers if not isinstance(answer, list)]
-    if failed and not alone and (failed[0] is None or isinstance(failed[0], _STALE)):
-        return False
-    if request.answer.done():  # the caller has left
+    if _ROWS_ONLY.issuperset(map(type, answers)):
+        if not request.answer.done():  # unless the caller has left
+            request.answer.set_result(answers)  # type: ignore[arg-type]
         return True
-    if failed:
-        request.answer.set_exception(failed[0] or psycopg.DatabaseError("the statement was left out"))
-    else:
-        request.answer.set_result(answers)  # type: ignore[arg-type]
+    error = next(answer for answer in answers if not isinstance(answer, list))
+    if not alone and (error is None or isinstance(error, _STALE)):
+        return False
+    if not request.answer.done():
+        request.answer.set_exception(error or psycopg.DatabaseError("the statement was left out"))
     return True
 
 

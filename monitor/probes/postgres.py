@@ -19,7 +19,7 @@ from monitor.clock import Clock
 from monitor.errors import CannotLook
 from monitor.probes.pg_exchange import Exchange, Request
 from monitor.probes.pg_login import CURES, entrance, try_login
-from monitor.probes_contract import Login, Row, Statement
+from monitor.probes_contract import Asked, Login, Row, Statement
 
 STATEMENT_S = 3.0
 """A statement takes no longer than this, unless its check has more time."""
@@ -123,7 +123,7 @@ class PgSentinel:
         """Run one statement. Raises ``CannotLook`` naming cause and cure."""
         return (await self.fetch_many([(sql, params or {})]))[0]
 
-    async def fetch_many(self, statements: Sequence[tuple[Statement, Mapping[str, object]]]) -> list[list[Row]]:
+    async def fetch_many(self, statements: Sequence[Asked]) -> list[list[Row]]:
         """Run several statements in one transaction and one snapshot of the activity views. Raises ``CannotLook``.
 
         What is asked in the same turn of the loop, or while an exchange is under way, shares one round trip.
@@ -224,7 +224,8 @@ class PgSentinel:
 
         try:
             while self._waiting:
-                async with self._turn:
+                await self._turn.acquire()
+                try:
                     self._asked, self._waiting = self._waiting, []
                     self.cost.statements += sum([len(request.asked) for request in self._asked])
                     self._task = self._exchanging
@@ -232,6 +233,8 @@ class PgSentinel:
                         await self._work_with_guard(work)
                     except CannotLook as exc:
                         _answer_with(exc, self._asked)
+                finally:
+                    self._turn.release()
         except BaseException:
             _answer_with(CannotLook(f"{self._where.place}: the connection was closed"), (*self._asked, *self._waiting))
             raise
