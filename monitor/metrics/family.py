@@ -7,6 +7,7 @@ one of their numbers is another: a database's mostly stay. That of many is not: 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from math import inf, isfinite
 
 from monitor.domain import Metric
@@ -82,6 +83,8 @@ class Family:
         self._values: dict[str, tuple[float, ...]] = {}
         self.text: str | None = None
         """What was last written, while it is true."""
+        self._template: str | None = None
+        """The text with a ``%r`` for each number, while it has the same series."""
         help_text = _UNSAFE_IN_HELP.sub(_replacement, metric.help)
         self._head = f"# HELP {metric.name} {help_text}\n# TYPE {metric.name} {metric.kind}\n"
 
@@ -97,7 +100,7 @@ class Family:
             self._usual = self._usual if labels == self._usual.labels else self._form(labels)
             form = self._forms[instance] = self._usual
         left_out = form.left_out
-        self.text = None
+        self.text = self._template = None
         self._values[instance] = tuple([value for number, value in enumerate(values.values()) if number not in left_out])
         return len(left_out)
 
@@ -111,20 +114,20 @@ class Family:
         """Show nothing of the instance."""
         self._forms.pop(instance, None)
         self._values.pop(instance, None)
-        self.text = None
+        self.text = self._template = None
 
     def pieces(self) -> Iterable[str]:
         """Header and lines, in pieces; nothing while there is no series. What changes meanwhile is shown as it is by then."""
         if self.text is not None:
             return (self.text,)
-        instances = list(self._values)
-        if len(instances) > PIECE:
-            return self._many(instances)
-        lines = "".join(map(self._lines, instances))
-        text = self._head + lines if lines else ""
-        if len(instances) <= KEPT:
-            self.text = text
-        return (text,)
+        if len(self._values) > KEPT:
+            return self._many(list(self._values))
+        if self._template is None:
+            lines = "".join([self._written(instance) for instance in self._values])
+            self._template = self._head.replace("%", "%%") + lines if lines else ""
+        values = tuple(chain.from_iterable(self._values.values()))
+        self.text = self._template % (values if isfinite(sum(values)) else tuple(map(_Number, values)))
+        return (self.text,)
 
     def _many(self, instances: list[str]) -> Iterator[str]:
         head = self._head
@@ -139,6 +142,11 @@ class Family:
             return ""
         lines = self._forms[instance].lines % (values if isfinite(sum(values)) else tuple(map(_Number, values)))
         return lines.replace(_SUBJECT, self._subjects[instance]) if self._added else lines
+
+    def _written(self, instance: str) -> str:
+        """The instance's part of the template."""
+        lines = self._forms[instance].lines
+        return lines.replace(_SUBJECT, self._subjects[instance].replace("%", "%%")) if self._added else lines
 
     def _form(self, labels: _Labels) -> _Form:
         """As many series as fit, none twice where two labels are written alike; the others are left out."""
