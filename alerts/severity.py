@@ -62,7 +62,7 @@ def rate(result: CheckResult, rules: Iterable[SeverityRule], now: datetime) -> C
     if not rules or not result.observed.findings:
         return result
     rated = tuple(_rate(finding, rules, now) for finding in result.observed.findings)
-    return replace(result, observed=replace(result.observed, findings=rated), said=result.observed)
+    return result._replace(observed=replace(result.observed, findings=rated), said=result.observed)
 
 
 def _rate(finding: Finding, rules: tuple[SeverityRule, ...], now: datetime) -> Finding:

@@ -30,7 +30,7 @@ async def look(pg: Postgres, *statements: Asked, tracked: Sequence[Tracking] = (
     (sight,), *answers = await pg.fetch_many((SIGHT, *statements))
     if not (sight["sees_all"] and sight["sees_settings"]):
         raise CannotLook(f"the role {sight['me']} sees only its own sessions and counters: GRANT pg_monitor TO {sight['me']}")
-    if tracked and (off := [setting for setting in tracked if not sight[setting]]):
+    if off := [setting for setting in tracked if not sight[setting]]:
         raise CannotLook(
             f"{off[0]} is off, so the server does not keep what is looked for: ALTER SYSTEM SET {off[0]} = on; SELECT pg_reload_conf(); "
             f"(or RESET it for the database or role that has its own)"

@@ -113,7 +113,7 @@ class Emergency:
             return
         now = self._clock.now()
         worst = tuple(finding for finding in result.observed.findings if (finding.severity or finding.kind.severity) is Severity.P1)
-        judged = replace(result, observed=replace(result.observed, findings=worst))
+        judged = result._replace(observed=replace(result.observed, findings=worst))
         opened = {group: case.incident for group, case in self._cases.items() if not case.over and group != GROUP}
         policy = self._policy(instance)
         self._keep(decide(Known(tuple(self._alerts.values()), opened), judged, policy, now))

@@ -6,8 +6,8 @@ Owns the entries between two writes to the store; the engine writes what is unsa
 import hashlib
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 import msgspec
 
@@ -18,8 +18,7 @@ from monitor.plugins import Kept
 MAX_BYTES = 262_144
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One instance's entry as it is stored. ``shape`` tells the check and configuration that wrote it."""
 
     instance: str

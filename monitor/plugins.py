@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import entry_points
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from pydantic import SecretStr
 
@@ -95,9 +95,8 @@ class Kept:
     """``Observed.keep`` after a round through JSON: tuples are lists, keys are text."""
 
 
-@dataclass(frozen=True, slots=True)
-class CheckContext:
-    """What a check may touch. Nothing else."""
+class CheckContext(NamedTuple):
+    """What a check may touch. Nothing else. A named tuple because each run gets one of its own."""
 
     service: Service
     clock: Clock

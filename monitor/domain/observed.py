@@ -122,11 +122,11 @@ class Observed:
     """What the next run of the same instance gets back as ``ctx.kept``: JSON values only, at most 256 KiB. None keeps what is kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class CheckResult:
+class CheckResult(NamedTuple):
     """What the runner makes of one run of a check instance.
 
-    ``instance`` is ``"<check name in the configuration>/<service>"``; ``error`` says why the run was BLIND.
+    ``instance`` is ``"<check name in the configuration>/<service>"``; ``error`` says why the run was BLIND. A named tuple because
+    thousands of them are made in a minute.
     """
 
     instance: str

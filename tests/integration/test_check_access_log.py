@@ -218,7 +218,7 @@ async def test_without_upstreams_in_the_format_the_error_log_names_them(front: F
     combined = tmp_path / "combined.log"
     stamp = datetime.now(UTC).strftime("%d/%b/%Y:%H:%M:%S +0000")  # noqa: TID251
     combined.write_text(f'127.0.0.1 - - [{stamp}] "GET /data/a HTTP/1.1" 502 157 "-" "curl/8 \\"x\\""\n' * 3)
-    here = replace(ctx, service=replace(ctx.service, access_log=str(combined)))
+    here = ctx._replace(service=replace(ctx.service, access_log=str(combined)))
     (finding,) = (await look(access_log, here, format="combined")).findings
     assert (finding.kind.name, finding.labels) == ("UpstreamDown", (("upstream", front.down),))
     assert finding.value == 3
@@ -268,7 +268,7 @@ async def test_a_pattern_of_ones_own(front: Front, ctx: CheckContext, tmp_path: 
     own = tmp_path / "own.log"
     now = datetime.now(UTC).timestamp()  # noqa: TID251
     own.write_text("".join(f"{now:.3f}|{'401' if n % 2 else '200'}|/a|{n / 10}|srv{n % 3}\n" for n in range(40)))
-    here = replace(ctx, service=replace(ctx.service, access_log=str(own)))
+    here = ctx._replace(service=replace(ctx.service, access_log=str(own)))
     pattern = r"(?P<time>[\d.]+)\|(?P<status>\d+)\|(?P<path>[^|]*)\|(?P<request_time>[\d.]+)\|(?P<upstream>\S+)"
     observed = await look(access_log, here, pattern=pattern, top=2)
     assert kinds(observed) == ["UnauthorizedRequests", "SlowRequests"]
@@ -308,7 +308,7 @@ async def test_many_requests_to_many_servers_stay_bounded(front: Front, ctx: Che
                 f'10.0.0.1 - [{stamp}] "GET /{number} HTTP/1.1" 200 5 request_time={took} upstream_time={took}'
                 f' upstream=10.0.{number % 97}.1:80 upstream_status=200 proxy=p process_time="{took}"\n'
             )
-    here = replace(ctx, service=replace(ctx.service, access_log=str(big)))
+    here = ctx._replace(service=replace(ctx.service, access_log=str(big)))
     observed = await look(access_log, here, top=12)
     assert len(json.dumps(observed.keep)) < 262_144
     assert len([name for name in values(observed) if name.startswith("upstream_requests_recent")]) == 13
@@ -319,7 +319,7 @@ async def test_missing_logs_are_blind(front: Front, ctx: CheckContext, tmp_path:
     for name in ("access_log", "error_log"):
         service = replace(ctx.service, **{name: str(tmp_path / "none.log")})
         with pytest.raises(CannotLook, match=r"none\.log cannot be read: No such file"):
-            await look(access_log, replace(ctx, service=service))
+            await look(access_log, ctx._replace(service=service))
 
 
 @pytest.mark.parametrize(

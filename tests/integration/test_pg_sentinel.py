@@ -192,6 +192,15 @@ async def test_what_is_asked_often_is_planned_once_and_anew_when_the_table_chang
         assert await sentinel.fetch_many([("SELECT * FROM public.changing WHERE a > %(a)s", {"a": 1})]) == [[{"a": 5, "b": "x"}]]
 
 
+async def test_a_statement_that_fails_whenever_it_runs_is_planned_once(database: str) -> None:
+    async with watching(database) as sentinel:
+        for _ in range(3):
+            with pytest.raises(CannotLook, match="division by zero"):
+                await sentinel.fetch("SELECT 1 / %(zero)s AS never", {"zero": 0})
+        planned = await sentinel.fetch("SELECT count(*) AS plans FROM pg_prepared_statements WHERE statement LIKE '% AS never'")
+        assert planned == [{"plans": 1}]
+
+
 async def test_what_watching_costs_is_counted(database: str) -> None:
     async with watching(database) as sentinel:
         pid = await backend_pid(sentinel)
@@ -244,6 +253,27 @@ async def test_a_frozen_backend_cannot_hold_its_caller_beyond_the_deadline(datab
                         break
                     except CannotLook:
                         continue
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+async def test_who_asks_later_is_told_later(database: str) -> None:
+    async with watching(database, timeout_s=0.6) as sentinel:
+        pid = await backend_pid(sentinel)
+        os.kill(pid, signal.SIGSTOP)
+
+        async def told_after_s() -> float:
+            started = time.monotonic()
+            with pytest.raises(CannotLook, match=r"no answer from the server|still has no answer"):
+                await sentinel.fetch("SELECT 1 AS a")
+            return time.monotonic() - started
+
+        try:
+            first = asyncio.create_task(told_after_s())
+            await asyncio.wait({first}, timeout=0.3)
+            later = await told_after_s()
+            assert 0.7 < await first < 0.95
+            assert 0.7 < later < 0.95
         finally:
             os.kill(pid, signal.SIGCONT)
 

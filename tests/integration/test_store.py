@@ -340,7 +340,7 @@ def test_two_replicas_decide_one_incident(pg18: Cluster, tmp_path: Path) -> None
     for address in state_url(pg18, tmp_path):
         one, two = Store(address), Store(address)
         put(one, result(Outcome.FOUND))
-        put(two, replace(result(Outcome.FOUND), started_at=T0 + timedelta(seconds=1)), T0 + timedelta(seconds=1))
+        put(two, result(Outcome.FOUND)._replace(started_at=T0 + timedelta(seconds=1)), T0 + timedelta(seconds=1))
         assert len(two.incidents.list(unresolved=False)) == 1
         assert len(claim(one)) == 2
         assert claim(two, owner="other") == []

@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 from monitor.clock import Clock, SystemClock
@@ -36,7 +35,7 @@ async def look(check: AnyCheck, ctx: CheckContext, *, within_s: float = 5.0, **c
 
 def after(ctx: CheckContext, observed: Observed) -> CheckContext:
     """The context of the run after the one that observed this: what is kept goes through JSON, as in the store."""
-    return replace(ctx, kept=Kept(at=ctx.clock.now(), value=json.loads(json.dumps(observed.keep))))
+    return ctx._replace(kept=Kept(at=ctx.clock.now(), value=json.loads(json.dumps(observed.keep))))
 
 
 def with_parts(service: Service, *, clock: Clock | None = None, http: Any = None, pg: Any = None) -> CheckContext:

@@ -234,6 +234,18 @@ def test_printable_label_values_survive_the_round_trip(text: str) -> None:
     assert key("monitor_pg_connections", check="health", service="auth", state=text) in series(exposition)
 
 
+def test_instances_are_written_side_by_side_whatever_their_texts_and_numbers() -> None:
+    metric = Metric("monitor_share", "100 %s of %(all)s", ("part",))
+    exposition = Exposition("1")
+    exposition.record(result(metric(float("nan"), part="50 %"), service="a%r"))
+    for number in (2, 3):
+        exposition.record(result(metric(number, part="%%"), service="b%"))
+        lines = exposition.render().decode().splitlines()
+        assert "# HELP monitor_share 100 %s of %(all)s" in lines
+        assert 'monitor_share{check="health",service="a%r",part="50 %"} NaN' in lines
+        assert f'monitor_share{{check="health",service="b%",part="%%"}} {number}.0' in lines
+
+
 def test_promtool_finds_nothing_to_complain_about() -> None:
     exposition = Exposition("1")
     exposition.seed_channels(["pagerduty", "slack"])

@@ -139,7 +139,7 @@ def test_what_nobody_saw_is_never_green() -> None:
 
 @pytest.mark.parametrize(("age_s", "state"), [(44, PASS), (46, BLIND)])
 def test_a_result_older_than_three_intervals_proves_nothing(age_s: float, state: LineState) -> None:
-    line = lines(("health/auth", replace(WELL["health/auth"], started_at=NOW - timedelta(seconds=age_s))))[0]
+    line = lines(("health/auth", WELL["health/auth"]._replace(started_at=NOW - timedelta(seconds=age_s))))[0]
     assert line.state is state
     assert ("46 s old" in line.detail or "45 s old" in line.detail) == (state is BLIND)
 
@@ -161,7 +161,7 @@ def test_a_failure_outweighs_what_could_not_be_seen() -> None:
 def test_no_line_is_green_when_one_of_its_checks_saw_nothing(spoiled: dict[str, str]) -> None:
     how = {
         "blind": lambda name: seen(name, error="no"),
-        "stale": lambda name: replace(WELL[name], started_at=NOW - timedelta(hours=1)),
+        "stale": lambda name: WELL[name]._replace(started_at=NOW - timedelta(hours=1)),
         "gone": lambda _: None,
     }
     states = [line.state for line in lines(*((name, how[kind](name)) for name, kind in spoiled.items()))]
@@ -249,7 +249,7 @@ class Tags(HTMLParser):
 def with_text(text: str) -> DailyInput:
     """The same report, with ``text`` in every field that comes from outside."""
     latest = {
-        f"health/{text}": replace(seen("health/x", DOWN(text or "x")), service=text),
+        f"health/{text}": seen("health/x", DOWN(text or "x"))._replace(service=text),
         "jobs/database": seen("jobs/database", error=text),
         "connections/database": WELL["connections/database"],
     }

@@ -203,7 +203,7 @@ def test_the_incident_page_tells_the_whole_story() -> None:
 
 def result(*samples: Sample, **changes: object) -> CheckResult:
     base = CheckResult("health/auth", "health", "auth", Outcome.OK, NOW, 0.01, Observed(samples))
-    return replace(base, **changes)  # type: ignore[arg-type]
+    return base._replace(**changes)  # type: ignore[arg-type]
 
 
 def test_a_view_is_made_from_a_result() -> None:
