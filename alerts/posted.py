@@ -13,6 +13,8 @@ from monitor.plugins import one_line
 
 INSTANCE = "alertmanager"
 """What foreign alerts have in place of a check instance."""
+SERVICE_LABELS = ("service", "job", "instance")
+_BY_SERVICE = ("alertname", "service")
 MOST_LABELS = 64
 MOST_CHARS = 16_384
 SUMMARY_CHARS = 500
@@ -39,7 +41,7 @@ class PostedPolicy:
     severities: Mapping[str, Severity] = field(default_factory=lambda: dict(_SEVERITIES))
     """By the value of the label ``severity``; ``P1`` to ``P4`` always mean themselves."""
     default: Severity = Severity.P3
-    group_by: tuple[str, ...] = ("alertname", "service")
+    group_by: tuple[str, ...] = _BY_SERVICE
     """Alerts with the same values of these labels fold into one incident."""
     resolve_after: timedelta = timedelta(minutes=5)
     """When an alert ends whose sender names no end and sends it no more."""
@@ -50,14 +52,21 @@ class PostedPolicy:
 
     def group_of(self, labels: Mapping[str, str]) -> str:
         """``service/Alert``, as our own groups are called, with the other labels behind it."""
-        if self.group_by == ("alertname", "service"):
+        if self.group_by == _BY_SERVICE:
             return f"{service_of(labels)}/{labels.get('alertname', 'Alert')}"
         return f"{INSTANCE}/" + ",".join(f"{name}={labels.get(name, '')}" for name in self.group_by)
 
+    def grouping(self, labels: Mapping[str, str]) -> tuple[str, ...]:
+        """Names of the labels that make the group of an alert with these labels, those that must say nothing among them."""
+        if self.group_by != _BY_SERVICE:
+            return self.group_by
+        silent = next((place for place, name in enumerate(SERVICE_LABELS) if labels.get(name)), len(SERVICE_LABELS))
+        return ("alertname", *SERVICE_LABELS[: silent + 1])
+
 
 def service_of(labels: Mapping[str, str]) -> str:
-    """The label ``service``, else ``job``, else ``instance``."""
-    return labels.get("service") or labels.get("job") or labels.get("instance") or INSTANCE
+    """The first of ``SERVICE_LABELS`` that says something."""
+    return next((said for said in map(labels.get, SERVICE_LABELS) if said), INSTANCE)
 
 
 def accept(posted: PostedAlert, policy: PostedPolicy, guides: Container[str], now: datetime) -> Alert:
@@ -176,7 +185,10 @@ def lapsed(alerts: Iterable[Alert], now: datetime) -> tuple[Alert, ...]:
 
 
 def merge(old: Alert, new: Alert, now: datetime) -> Alert:
-    """Both sendings as one: the earlier begin, the newer words, and an end that was named over one that was not."""
+    """Both sendings as one: the earlier begin, the newer words, and an end that was named over one that was not.
+
+    It stays where it was, whatever ``group_by`` says meanwhile: the incident that it holds open is its own.
+    """
     starts_at = min(old.pending_since, new.pending_since)
     ends_at, unsaid = new.ends_at, new.ends_unsaid
     assert ends_at is not None
@@ -184,6 +196,7 @@ def merge(old: Alert, new: Alert, now: datetime) -> Alert:
         ends_at, unsaid = old.ends_at, False
     return new._replace(
         group=old.group,
+        home=old.home,
         pending_since=starts_at,
         firing_since=starts_at,
         ends_at=ends_at,

@@ -1,13 +1,15 @@
 """Making, changing and ending silences, by Alertmanager's rules. Pure."""
 
 import uuid
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 
-from alerts.matchers import matches_everything, parse_matcher
-from alerts.muting import state_of
-from monitor.domain import Matcher, Silence
+from alerts.matchers import literal, matches_everything, parse_matcher
+from alerts.muting import match_labels, state_of
+from alerts.posted import INSTANCE, PostedPolicy
+from monitor.domain import Alert, Labels, Matcher, Silence, pairs
 from monitor.errors import UsageError
 from monitor.plugins import one_line
 
@@ -22,6 +24,29 @@ def make(matchers: Iterable[str], starts_at: datetime, ends_at: datetime, create
     except ValueError as exc:
         raise UsageError(str(exc)) from exc
     return build(parsed, starts_at, ends_at, created_by, comment, now)
+
+
+def covering(alerts: Iterable[Alert], policy: PostedPolicy) -> list[tuple[Matcher, ...]]:
+    """Matchers, for a silence each, of exactly the groups that these alerts fire in: what makes their groups, also where it is missing."""
+    found: dict[Labels, set[str | None]] = defaultdict(set)
+    for alert in alerts:
+        labels = match_labels(alert)
+        names = policy.grouping(labels) if alert.instance == INSTANCE else ("alertname", "service")
+        if not any(labels.get(name) for name in names):
+            names = tuple(labels)
+        values = {name: labels.get(name, "") for name in names}
+        name = values.pop("alertname", None)
+        found[pairs(values)].add(name)
+    return [(*_named(names), *(Matcher(name, value) for name, value in values)) for values, names in sorted(found.items())]
+
+
+def _named(names: set[str | None]) -> tuple[Matcher, ...]:
+    said = sorted(name for name in names if name is not None)
+    if len(said) < len(names):
+        return ()
+    if len(said) == 1:
+        return (Matcher("alertname", said[0]),)
+    return (Matcher("alertname", "|".join(map(literal, said)), is_regex=True),)
 
 
 def build(matchers: tuple[Matcher, ...], starts_at: datetime, ends_at: datetime, created_by: str, comment: str, now: datetime) -> Silence:

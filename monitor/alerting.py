@@ -7,14 +7,13 @@ from typing import Any
 
 import msgspec
 
-from alerts.matchers import literal
 from alerts.muting import EXPIRED_KEPT
-from alerts.silences import build, expire
+from alerts.silences import build, covering, expire
 from monitor.alertmanager import AlertQuery, group_alerts, show_alerts
 from monitor.clock import Clock
 from monitor.config.settings import Settings
 from monitor.digested import acknowledge_digest, members
-from monitor.domain import Matcher, Silence, TimelineEntry, is_digest_key
+from monitor.domain import Silence, TimelineEntry, is_digest_key
 from monitor.engine import Engine, acknowledge
 from monitor.errors import UsageError
 from monitor.intake import Done, Intake
@@ -83,20 +82,18 @@ class Alerting:
             ids = ((await self._thread(self._store.incidents.find, key)).id,)
         await self._thread(self._store.incidents.add_timeline, [TimelineEntry(one, now, "note", text, who) for one in ids])
 
-    async def silence_incident(self, incident_id: str, who: str, seconds: float) -> Silence:
-        """Silence what holds an incident open now. Raises ``UsageError``."""
+    async def silence_incident(self, incident_id: str, who: str, seconds: float) -> None:
+        """Silence what holds an incident open now, and what joins its group. Raises ``UsageError``."""
         found = await self._thread(self._store.incidents.find, incident_id)
         firing = await self._thread(self._store.incidents.firing_in, found.group)
-        names = sorted({dict(alert.labels).get("alertname", "") for alert in firing if alert.home == found.group})
-        services = sorted({dict(alert.labels).get("service", "") for alert in firing if alert.home == found.group})
-        if not names:
+        covered = covering((alert for alert in firing if alert.home == found.group), self.settings.posted)
+        if not covered:
             raise UsageError(f"incident {found.id} is over: there is nothing to silence")
         now = self._clock.now()
-        matchers = (_one_of("alertname", names), _one_of("service", services))
-        silence = build(matchers, now, now + timedelta(seconds=seconds), who, f"asked for at incident {found.id}", now)
-        await self.save(silence)
-        await self.note(found.id, f"silenced until {silence.ends_at:%H:%M} UTC by {who}", who)
-        return silence
+        ends_at = now + timedelta(seconds=seconds)
+        silences = [build(matchers, now, ends_at, who, f"asked for at incident {found.id}", now) for matchers in covered]
+        await self.save(*silences)
+        await self.note(found.id, f"silenced until {ends_at:%H:%M} UTC by {who}", who)
 
     async def alerts(self, query: AlertQuery) -> Sequence[bytes]:
         """The alerts that fire, as Alertmanager lists them: JSON, in pieces."""
@@ -133,9 +130,3 @@ def list_in_pieces(items: Iterable[Any]) -> list[bytes]:
     while some := list(islice(rest, PIECE)):
         pieces.append((b"," if len(pieces) > 1 else b"") + msgspec.json.encode(some)[1:-1])
     return [*pieces, b"]"]
-
-
-def _one_of(name: str, values: Sequence[str]) -> Matcher:
-    if len(values) == 1:
-        return Matcher(name, values[0])
-    return Matcher(name, "|".join(map(literal, values)), is_regex=True)

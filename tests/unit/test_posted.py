@@ -1,5 +1,6 @@
 """Foreign alerts: what is accepted, how repeats merge, when they end. By tables and against Alertmanager's own rule of merging."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -132,6 +133,18 @@ def test_one_incident_for_a_group_ends_with_its_last_alert() -> None:
     assert world.told == [Transition.TRIGGERED, Transition.RESOLVED]
     world.post(take(one, now=T0 + MINUTE), now=T0 + MINUTE)
     assert world.told[2:] == [Transition.TRIGGERED]
+
+
+def test_other_groups_after_a_reload_leave_what_fires_in_its_incident() -> None:
+    world = World()
+    sent = [PostedAlert(LABELS | {"disk": disk}, ends_at=T0 + 60 * MINUTE) for disk in "ab"]
+    before, after = PostedPolicy(), PostedPolicy(group_by=("alertname", "cluster"))
+    world.post(*(accept(one, before, (), T0) for one in sent))
+    world.post(*(accept(one, after, (), T0) for one in sent))
+    world.post(accept(replace(sent[0], ends_at=T0), after, (), T0))
+    assert world.told == [Transition.TRIGGERED]
+    world.post(accept(replace(sent[1], ends_at=T0), after, (), T0))
+    assert world.told == [Transition.TRIGGERED, Transition.RESOLVED]
 
 
 @given(st.lists(st.tuples(st.integers(-20, 20), st.one_of(st.none(), st.integers(-20, 40))), min_size=1, max_size=8))
