@@ -35,7 +35,7 @@ class Config(PluginConfig):
     metrics=(USED,),
     finds=(NEAR_END,),
     needs=("dsn",),
-    blind="The role may not see where the sequences stand: then nothing is known of their end.",
+    blind="The role may not see where some sequences stand, and of those that it sees none comes to its end.",
     why="When an integer key is used up, every INSERT fails at once, and the cure rewrites the table.",
     privileges=f"The function `platmon.sequence_positions()` of [{pg_helpers.WHERE}](../postgresql.md), "
     "or `GRANT SELECT ON ALL SEQUENCES IN SCHEMA … TO` the role, for each schema.",
@@ -47,22 +47,28 @@ async def pg_sequences(ctx: CheckContext, cfg: Config) -> Observed:
         (rows,) = await pg_sight.look(ctx.pg, (BY_HELPER, {"top": cfg.top}))
         return judge(rows, cfg, service=ctx.service.name)
     rows, (unseen,) = await pg_sight.look(ctx.pg, (BY_GRANT, {"top": cfg.top}), UNSEEN)
-    if unseen["number"]:
-        raise CannotLook(
-            f"the role {unseen['me']} may not see where {many(unseen['number'], 'sequence')} of {unseen['of']} stand, the first "
-            f"{one_line(unseen['first'], limit=100)}: install platmon.sequence_positions ({pg_helpers.WHERE}), "
-            f"or GRANT SELECT ON ALL SEQUENCES IN SCHEMA … TO {unseen['me']}"
-        )
-    return judge(rows, cfg, service=ctx.service.name)
+    blind = _unseen(unseen) if unseen["number"] else ""
+    observed = judge(rows, cfg, service=ctx.service.name, blind=blind)
+    if blind and not observed.findings:
+        raise CannotLook(blind)
+    return observed
 
 
-def judge(rows: Sequence[Row], cfg: Config, *, service: str) -> Observed:
-    """What the positions mean, nearest the end first. Pure."""
+def _unseen(unseen: Row) -> str:
+    return (
+        f"the role {unseen['me']} may not see where {many(unseen['number'], 'sequence')} of {unseen['of']} stand, the first "
+        f"{one_line(unseen['first'], limit=100)}: install platmon.sequence_positions ({pg_helpers.WHERE}), "
+        f"or GRANT SELECT ON ALL SEQUENCES IN SCHEMA … TO {unseen['me']}"
+    )
+
+
+def judge(rows: Sequence[Row], cfg: Config, *, service: str, blind: str = "") -> Observed:
+    """What the positions mean, nearest the end first. Pure. ``blind`` tells of sequences that were not seen."""
     samples = tuple(USED(row["used"], sequence=one_line(row["name"], limit=127)) for row in rows)
-    return Observed(samples, tuple(_near_end(row, cfg, service) for row in rows if 100 * row["used"] >= cfg.warn_percent))
+    return Observed(samples, tuple(_near_end(row, cfg, service, blind) for row in rows if 100 * row["used"] >= cfg.warn_percent))
 
 
-def _near_end(row: Row, cfg: Config, service: str) -> Finding:
+def _near_end(row: Row, cfg: Config, service: str, blind: str) -> Finding:
     name, percent = one_line(row["name"], limit=127), 100 * row["used"]
     facts = {"last number": f"{row['last_value']:,} of {row['ends_at']:,}"}
     if row["table_name"] is not None:
@@ -71,6 +77,8 @@ def _near_end(row: Row, cfg: Config, service: str) -> Finding:
         facts["column"] = f"{table}.{column}, {kind}"
         facts["cure"] = f"ALTER TABLE {table} ALTER COLUMN {column} TYPE bigint; rewrites the table under an exclusive lock: plan it"
     facts["sequence"] = f"ALTER SEQUENCE {name} AS bigint MAXVALUE …, and whoever refers to the column"
+    if blind:
+        facts["not seen"] = blind
     severity = Severity.P2 if percent >= cfg.critical_percent else None
     summary = f"the sequence {name} has given out {percent:.0f} % of its numbers ({service})"
     return NEAR_END(summary, labels={"sequence": name}, facts=facts, severity=severity, value=percent)

@@ -128,7 +128,7 @@ class Config(PluginConfig):
     privileges=pg_sight.PRIVILEGES,
 )
 async def pg_settings(ctx: CheckContext, cfg: Config) -> Observed:
-    """Reads the server's settings and those of its roles, and gives advice: what is wrong, why, and the statement that cures it."""
+    """Reads the server's settings and those of its roles in this database; gives advice: what is wrong, why, and what cures it."""
     assert ctx.pg is not None  # needs=("dsn",)
     rows, roles, (slots,) = await pg_sight.look(ctx.pg, (SETTINGS, {"names": list(NAMES)}), ROLES, SLOTS)
     return judge(rows, roles, cfg, slots=slots["number"], service=ctx.service.name)
@@ -195,11 +195,16 @@ SELECT name, coalesce(reset_val, setting) AS setting, pending_restart AS pending
 WHERE name = ANY(%(names)s) OR pending_restart ORDER BY name
 """
 
-# A role's own settings, for all databases.
+# What a role gets in this database: its own settings here, its own anywhere, the database's, those of all roles, in this order.
 ROLES = """
-SELECT r.rolname::text AS name,
-       (SELECT json_object_agg(split_part(o, '=', 1), substr(o, strpos(o, '=') + 1)) FROM unnest(s.setconfig) o) AS own
-FROM pg_roles r LEFT JOIN pg_db_role_setting s ON s.setrole = r.oid AND s.setdatabase = 0
+SELECT r.rolname::text AS name, (
+    SELECT json_object_agg(first.name, first.value) FROM (
+        SELECT DISTINCT ON (1) split_part(o, '=', 1) AS name, substr(o, strpos(o, '=') + 1) AS value
+        FROM pg_db_role_setting s CROSS JOIN unnest(s.setconfig) o
+        WHERE s.setrole IN (0, r.oid) AND s.setdatabase IN (0, (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
+        ORDER BY 1, s.setrole <> 0 DESC, s.setdatabase <> 0 DESC
+    ) first) AS own
+FROM pg_roles r
 WHERE r.rolcanlogin AND NOT r.rolsuper AND NOT r.rolreplication AND r.rolname <> current_user ORDER BY r.rolname LIMIT 200
 """
 

@@ -96,6 +96,16 @@ async def test_a_long_statement_is_found_with_its_text_masked(database: str, ctx
         assert (await look(pg_long_queries, ctx, long_after="200ms", ignore_applications=["rep"])).findings == ()
 
 
+async def test_maintenance_may_take_long(database: str, ctx: CheckContext) -> None:
+    with psycopg.connect(database) as loading, loading.cursor() as cursor:
+        cursor.execute("CREATE TABLE loaded (a int)")
+        with cursor.copy("COPY loaded FROM STDIN") as copy:
+            copy.write_row([1])
+            with running(database, "SELECT pg_sleep(60)") as session:
+                (finding,) = (await until_found(pg_long_queries, ctx, long_after="300ms", slow_after="300ms", slow_count=50)).findings
+                assert [name for name, _ in finding.facts if name.startswith("pid")] == [f"pid {session.info.backend_pid}"]
+
+
 async def test_many_slow_statements_at_once_are_found(database: str, ctx: CheckContext) -> None:
     with running(database, "SELECT pg_sleep(60)"), running(database, "SELECT pg_sleep(60)"):
         observed = await until_found(pg_long_queries, ctx, slow_after="100ms", slow_count=2)

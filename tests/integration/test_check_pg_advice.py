@@ -103,6 +103,36 @@ async def test_a_slot_without_a_bound_and_roles_with_their_own_timeouts(ctx: Che
         execute(cluster, "SELECT pg_drop_replication_slot('keeper')", "ALTER ROLE app RESET ALL")
 
 
+@pytest.mark.parametrize(
+    ("statements", "advised"),
+    [
+        (["ALTER DATABASE postgres SET statement_timeout = '30s'"], False),
+        (["ALTER ROLE ALL SET statement_timeout = '30s'"], False),
+        (["ALTER ROLE app IN DATABASE postgres SET statement_timeout = '30s'"], False),
+        (["ALTER ROLE app IN DATABASE template1 SET statement_timeout = '30s'"], True),
+        (["ALTER ROLE app SET statement_timeout = '30s'", "ALTER ROLE app IN DATABASE postgres SET statement_timeout = 0"], True),
+        (["ALTER DATABASE postgres SET statement_timeout = '30s'", "ALTER ROLE app SET statement_timeout = 0"], True),
+    ],
+)
+async def test_timeouts_of_the_database_count_as_the_server_applies_them(
+    ctx: CheckContext, cluster: Cluster, statements: list[str], advised: bool
+) -> None:
+    """Asked over a connection that is older than the change, and compared with what the role's own session gets."""
+    await look(pg_settings, ctx)
+    execute(cluster, *statements)
+    try:
+        told = settings(await look(pg_settings, ctx))
+        with psycopg.connect(make_conninfo(cluster.dsn(), user="app", password=PASSWORD)) as app:
+            row = app.execute("SELECT current_setting('statement_timeout')").fetchone()
+        assert ("statement_timeout" in told) == advised == (row == ("0",))
+    finally:
+        execute(
+            cluster,
+            *("ALTER ROLE app RESET ALL", "ALTER ROLE ALL RESET ALL", "ALTER DATABASE postgres RESET ALL"),
+            *(f"ALTER ROLE app IN DATABASE {name} RESET ALL" for name in ("postgres", "template1")),
+        )
+
+
 async def test_timeouts_of_the_whole_server_count_for_its_roles(ctx: CheckContext, cluster: Cluster) -> None:
     told = settings(await set_and_look(ctx, cluster, "statement_timeout = '60s'", "idle_in_transaction_session_timeout = '5min'"))
     assert not {"statement_timeout", "idle_in_transaction_session_timeout"} & set(told)

@@ -180,6 +180,18 @@ async def test_deadlocks_are_counted_and_found(database: str, ctx: CheckContext)
     assert (await look(pg_counters, after(ctx, observed))).findings == ()
 
 
+async def test_what_spills_to_disk_is_counted_and_found(database: str, ctx: CheckContext) -> None:
+    first = await look(pg_counters, ctx)
+    run_sql(database, "SET work_mem = '64kB'", "SELECT n FROM generate_series(1, 200000) n ORDER BY -n OFFSET 199999")
+    async with asyncio.timeout(15):
+        while not (observed := await look(pg_counters, after(ctx, first), temp_bytes_per_minute=1_000_000)).findings:
+            await asyncio.sleep(0.1)
+    (finding,) = observed.findings
+    assert finding.kind.name == "TempFilesLarge"
+    assert finding.value is not None
+    assert finding.value > 1_000_000
+
+
 @pytest.mark.parametrize(
     ("added", "kind"),
     [

@@ -278,6 +278,14 @@ async def test_a_role_that_may_not_see_positions_is_blind_and_told_why(database:
     assert kinds(await as_monitor(database, pg_bloat)) == []
 
 
+async def test_a_sequence_that_is_not_seen_hides_no_other(database: str) -> None:
+    run_sql(database, "CREATE SEQUENCE near AS int", "SELECT setval('near', 2147483000)", "CREATE SEQUENCE hidden")
+    run_sql(database, "GRANT SELECT ON SEQUENCE near TO PUBLIC")
+    (finding,) = (await as_monitor(database, pg_sequences)).findings
+    assert "public.near" in finding.summary
+    assert "1 sequence of 2 stand, the first public.hidden" in dict(finding.facts)["not seen"]
+
+
 async def test_sequences_that_are_granted_need_no_helper(database: str) -> None:
     run_sql(database, "CREATE TABLE tiny (id smallserial)", "SELECT setval('tiny_id_seq', 32000)")
     run_sql(database, "GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO PUBLIC")
