@@ -30,6 +30,8 @@ class ClockSteps:
         self._clock = clock
         self._ahead_s = clock.now().timestamp() - clock.monotonic()
         self.last_s = 0.0
+        self.forward = 0
+        """How often it was set forward since the start: by somebody, or because the machine had slept."""
 
     async def now(self) -> datetime:
         """The time by which something may be due: what waits has moved with the clock. Raises ``StoreError``."""
@@ -49,6 +51,7 @@ class ClockSteps:
         self._ahead_s = ahead_s
         if abs(step_s) < STEP_S:
             return False
+        self.forward += step_s > 0
         by = timedelta(seconds=step_s)
         said = f"the clock was set {'forward' if step_s > 0 else 'back'} by {abs(step_s):.0f} s: what is to come moves with it"
         moved = partial(escalation.move, by=by, people=self._settings().people)

@@ -78,6 +78,9 @@ class Intake:
         self._picture = Picture()
         self._policy = engine.settings.posted
         """What the picture was made by."""
+        self._heard_from = (clock.monotonic(), clock.now())
+        """Since when senders are heard without a break, by both clocks."""
+        self._forward = 0
         self.received = 0
         """Alerts made durable since the start."""
 
@@ -88,6 +91,7 @@ class Intake:
             done((), None)
             return
         if self._queued + len(postings) > MOST_WAITING:
+            self._break()
             raise IntakeFull(f"{self._queued} alerts wait to be stored")
         self._queue.append(_Waiting(postings, done))
         self._queued += len(postings)
@@ -155,6 +159,7 @@ class Intake:
         try:
             self._engine.announce(await self._thread(self._store_batch, batch))
         except StoreError as exc:
+            self._break()
             log.error("alerts cannot be stored; their senders are told", alerts=_count(batch), error=str(exc))
             _tell(batch, exc)
             return
@@ -181,18 +186,34 @@ class Intake:
         return decided
 
     async def lapse_due(self) -> None:
-        """End what was not sent again: a batch at once, the rest within a second. No clock that was set ends an alert."""
+        """End what was not sent again: a batch at once, the rest within a second. No clock that was set ends an alert.
 
-        def judge(at: datetime) -> Decision:
+        What was sent last before senders could not be heard (the monitor was down, the machine slept, the store refused) gets
+        ``resolve_after`` to be sent again: its sender had named an end that it would have moved.
+        """
+
+        def judge(at: datetime, since: datetime | None) -> Decision:
             now = min(at, self._clock.now())  # set while this waited for the store: neither what was nor what will be is over yet
-            over = lapsed(self._store.incidents.lapsed(now, BATCH_ALERTS), now)
+            over = lapsed(self._store.incidents.lapsed(now, BATCH_ALERTS, since), now)
             return self._receive((), lambda _: over, lambda known, _, policy: lapse(known, policy, now), now) if over else Decision()
 
         try:
             await self._engine.steps.notice()
-            self._engine.announce(await self._thread(judge, self._clock.now()))
+            self._engine.announce(await self._thread(judge, self._clock.now(), self._unheard_before()))
         except StoreError as exc:
             log.error("alerts that ended cannot be looked up", error=str(exc))
+
+    def _unheard_before(self) -> datetime | None:
+        """What was sent last before that moment may be going on unheard; None when everything had its time to be sent again."""
+        if self._engine.steps.forward != self._forward:
+            self._forward = self._engine.steps.forward
+            self._break()
+        began, moment = self._heard_from
+        heard_s = self._clock.monotonic() - began
+        return moment if heard_s < self._engine.settings.posted.resolve_after.total_seconds() else None
+
+    def _break(self) -> None:
+        self._heard_from = self._clock.monotonic(), self._clock.now()
 
     def _receive(
         self,

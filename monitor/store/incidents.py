@@ -198,10 +198,11 @@ class IncidentStore:
         own = [alert for alert in firing if alert.home == group] or list(firing)
         return tuple(pair for pair in own[0].labels if all(pair in alert.labels for alert in own)) if own else ()
 
-    def lapsed(self, now: datetime, limit: int) -> tuple[Alert, ...]:
-        """Foreign alerts that fire though their end has come, so many at most."""
+    def lapsed(self, now: datetime, limit: int, since: datetime | None = None) -> tuple[Alert, ...]:
+        """Foreign alerts that fire though their end has come, so many at most; ``since``: only those sent at or after that moment."""
+        sent = true() if since is None else ALERTS.c.updated_at >= micros(since)
         with self._database.read() as connection:
-            return tuple(read_alerts(connection, FIRING, ALERTS.c.ends_at <= micros(now), limit=limit))
+            return tuple(read_alerts(connection, FIRING, ALERTS.c.ends_at <= micros(now), sent, limit=limit))
 
     def live_instances(self) -> frozenset[str]:
         """Check instances with an alert that is pending or firing."""

@@ -17,7 +17,7 @@ from alerts.posted import PostedPolicy
 from monitor.clock import SystemClock
 from monitor.domain import Alert, AlertPolicy, Decision, EscalationStep, Incident, Severity
 from monitor.errors import UsageError
-from monitor.intake import Intake, IntakeStopped
+from monitor.intake import MOST_WAITING, Intake, IntakeFull, IntakeStopped
 from monitor.store import Store, StoreThread
 from services.cluster import Cluster
 from tests.support.databases import state_url
@@ -28,16 +28,25 @@ POLICY = Policy(alert=AlertPolicy(), chains=dict.fromkeys(Severity, (EscalationS
 
 
 class SetClock(SystemClock):
-    """The wall clock stands where it is put; the monotonic one runs."""
+    """The wall clock stands where it is put; the monotonic one runs, and is put forward."""
 
     def __init__(self, at: datetime) -> None:
         self._at = at
+        self._ahead_s = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self._ahead_s
 
     def now(self) -> datetime:
         return self._at
 
     def advance(self, seconds: float) -> None:
         self._at += timedelta(seconds=seconds)
+
+    def pass_by(self, seconds: float) -> None:
+        """Time goes by, on both clocks."""
+        self.advance(seconds)
+        self._ahead_s += seconds
 
 
 @dataclass
@@ -46,6 +55,7 @@ class Judging:
 
     posted: PostedPolicy = field(default_factory=PostedPolicy)
     decided: list[Decision] = field(default_factory=list)
+    forward: int = 0
 
     @property
     def settings(self) -> "Judging":
@@ -190,6 +200,52 @@ async def test_a_body_that_is_no_list_of_alerts_stores_nothing(store: Store, clo
         assert stored(store) == {}
         assert await intake.post(b'[{"labels":{}},{"labels":{"alertname":"A","instance":"x"}}]') == ("at least one label pair required",)
         assert set(stored(store)) == {"x"}
+
+
+async def test_what_goes_on_over_an_outage_longer_than_its_end_is_not_over(store: Store, clock: SetClock) -> None:
+    async with taking(store, clock) as (intake, _):
+        await intake.post(body("a", "b", ends=T0 + 4 * MINUTE))
+        (incident,) = open_incidents(store)
+    clock.pass_by(600)
+    async with taking(store, clock) as (intake, engine):
+        await intake.lapse_due()
+        assert set(stored(store)) == {"a", "b"}
+        clock.pass_by(60)
+        await intake.post(body("a", ends=clock.now() + 4 * MINUTE))
+        clock.pass_by(200)
+        await intake.lapse_due()
+        assert set(stored(store)) == {"a", "b"}
+        assert [one.id for one in open_incidents(store)] == [incident.id]
+        clock.pass_by(41)  # resolve_after since the start: who sent "b" had its time to send it again, and "a" was named an end
+        await intake.lapse_due()
+        assert set(stored(store)) == set()
+        assert [decided.incidents[-1].id for decided in engine.decided if decided.incidents] == [incident.id]
+
+
+async def test_an_end_that_was_named_while_senders_are_heard_needs_no_more_time(store: Store, clock: SetClock) -> None:
+    async with taking(store, clock) as (intake, _):
+        await intake.post(body("a", ends=T0 + MINUTE / 20))
+        clock.pass_by(3)
+        await intake.lapse_due()
+        assert stored(store) == {}
+
+
+async def test_nothing_lapses_because_the_machine_slept_or_the_store_refused(store: Store, clock: SetClock) -> None:
+    async with taking(store, clock) as (intake, engine):
+        await intake.post(body("a", ends=T0 + 4 * MINUTE))
+        clock.pass_by(600)
+        engine.forward += 1
+        await intake.lapse_due()
+        assert set(stored(store)) == {"a"}
+        await intake.post(body("a", ends=clock.now() + 4 * MINUTE))
+        clock.pass_by(300)
+        with pytest.raises(IntakeFull):
+            intake.take(body(*map(str, range(MOST_WAITING + 1))), lambda *_: None)
+        await intake.lapse_due()
+        assert set(stored(store)) == {"a"}
+        clock.pass_by(300)
+        await intake.lapse_due()
+        assert stored(store) == {}
 
 
 async def test_those_that_were_answered_together_are_waited_for_and_committed_together(store: Store, clock: SetClock) -> None:
