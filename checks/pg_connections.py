@@ -157,8 +157,7 @@ def still_known(counts: Counts | None, kept: Kept | None, cfg: Config, *, now_s:
     """The latest login, while it is young and good and nothing has happened since that could change the answer. Pure."""
     if counts is None or kept is None or not kept.value:
         return None
-    share = max(counts.percent, *[100 * limit.share for limit in counts.limits]) if counts.limits else counts.percent
-    if share > cfg.warn_percent / 2 or counts.starting:
+    if max([counts.percent, *[100 * limit.share for limit in counts.limits]]) > cfg.warn_percent / 2 or counts.starting:
         return None
     young = 0 <= now_s - kept.value["at_s"] < 0.9 * cfg.login_every  # a look may come a little early
     return Login(LoginState.OK, kept.value["duration_s"]) if young else None

@@ -72,8 +72,7 @@ def judge(tables: list[Row], holders: list[Row], cfg: Config, *, service: str) -
         DEAD(others, table=OTHERS),
         *XMIN_AGE.each(oldest.items()),
     )
-    are_some = bool(tables) and tables[0]["pressure"] >= cfg.pressure
-    behind = [row for row in tables if row["pressure"] >= cfg.pressure and row["dead"] >= cfg.min_dead_rows] if are_some else []
+    behind = [row for row in tables if row["pressure"] >= cfg.pressure and row["dead"] >= cfg.min_dead_rows]
     findings: list[Finding] = []
     if behind:
         cleaned = [row for row in behind if row["enabled"]]
