@@ -228,7 +228,7 @@ def reroute(incident: Incident, intent: Intent, fallback: str, now: datetime) ->
         return Decision()
     told = incident.told if fallback in incident.told else (*incident.told, fallback)
     entry = TimelineEntry(incident.id, now, "note", f"{intent.reason}: {fallback} is told instead")
-    stand_in = replace(intent, channel=fallback)
+    stand_in = intent._replace(channel=fallback)
     return Decision(incidents=(replace(incident, told=told),), intents=(stand_in,), timeline=(entry,))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 from alerts.decide import Known, Policy, fold
@@ -23,12 +24,11 @@ _SEVERITIES = {"critical": Severity.P1, "page": Severity.P1, "error": Severity.P
                "info": Severity.P4, "none": Severity.P4}  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class PostedAlert:
+class PostedAlert(NamedTuple):
     """One alert as it was sent. Missing moments are None."""
 
     labels: Mapping[str, str]
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = MappingProxyType({})
     starts_at: datetime | None = None
     ends_at: datetime | None = None
     generator_url: str = ""
@@ -80,7 +80,7 @@ def accept(posted: PostedAlert, policy: PostedPolicy, guides: Container[str], no
 def accept_all(sent: Iterable[PostedAlert], policy: PostedPolicy, guides: Container[str], now: datetime) -> list[Alert | ValueError]:
     """What each posting stands for, or why it is not acceptable. Many at once cost half."""
     read = [_read(posted) for posted in sent]
-    prints = iter(fingerprints([tuple(words.labels) for words in read if isinstance(words, _Words)]))
+    prints = iter(fingerprints([words.identity for words in read if isinstance(words, _Words)]))
     found: list[Alert | ValueError] = []
     for words in read:
         if isinstance(words, ValueError):
@@ -94,11 +94,13 @@ def accept_all(sent: Iterable[PostedAlert], policy: PostedPolicy, guides: Contai
 
 
 class _Words(NamedTuple):
-    """A posting whose words are acceptable, with what says something among them, sorted."""
+    """A posting whose words are acceptable, with what says something among them."""
 
     posted: PostedAlert
-    labels: Labels
-    annotations: Labels
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+    identity: Labels
+    """The labels, sorted."""
 
 
 def _read(posted: PostedAlert) -> _Words | ValueError:
@@ -114,12 +116,11 @@ def _read(posted: PostedAlert) -> _Words | ValueError:
         return ValueError(f"invalid label name {bad[:80]!r}")
     if len(texts) > MOST_LABELS or sum(map(len, texts)) > MOST_CHARS:
         return ValueError(f"more than {MOST_LABELS} labels and annotations, or more than {MOST_CHARS} characters in them")
-    return _Words(posted, tuple(sorted(labels.items())), tuple(sorted(annotations.items())))
+    return _Words(posted, labels, annotations, tuple(sorted(labels.items())))
 
 
 def _accept(words: _Words, print_: str, policy: PostedPolicy, guides: Container[str], now: datetime) -> Alert:
-    posted, identity, annotations = words
-    labels = dict(identity)
+    posted, labels, annotations, identity = words
     starts_at = posted.starts_at or posted.ends_at or now
     if posted.starts_at is None and starts_at > now:
         starts_at = now
@@ -138,7 +139,7 @@ def _accept(words: _Words, print_: str, policy: PostedPolicy, guides: Container[
         labels=identity,
         code=code if code is not None and code in guides else None,
         severity=policy.severity_of(labels),
-        summary=_summary(dict(annotations)) or " ".join(f"{name}={text}" for name, text in identity)[:SUMMARY_CHARS],
+        summary=_summary(annotations) or " ".join(f"{name}={text}" for name, text in identity)[:SUMMARY_CHARS],
         facts=(),
         state=AlertState.RESOLVED if over else AlertState.FIRING,
         bad_runs=0 if over else 1,
@@ -146,7 +147,7 @@ def _accept(words: _Words, print_: str, policy: PostedPolicy, guides: Container[
         pending_since=starts_at,
         firing_since=starts_at,
         resolved_at=ends_at if over else None,
-        annotations=annotations,
+        annotations=tuple(sorted(annotations.items())),
         generator_url=posted.generator_url[:2000].replace("\0", ""),
         ends_at=ends_at,
         ends_unsaid=posted.ends_at is None,

@@ -59,7 +59,7 @@ def register(app: typer.Typer) -> None:
         finally:
             store.close()
         if as_json:
-            print_json({**_as_json(found), "timeline": [asdict(entry) for entry in timeline]})
+            print_json({**_as_json(found), "timeline": [entry._asdict() for entry in timeline]})
         else:
             _show(found, timeline, SystemClock().now())
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import NamedTuple
 
 from monitor.domain.alerts import Alert
 from monitor.domain.core import Severity
@@ -116,8 +117,7 @@ class Incident:
         return self.chain_since + timedelta(seconds=self.response.within_s) if waits and self.response.within_s is not None else None
 
 
-@dataclass(frozen=True, slots=True)
-class TimelineEntry:
+class TimelineEntry(NamedTuple):
     """One line of an incident's history, shown to people."""
 
     incident_id: str
@@ -128,8 +128,7 @@ class TimelineEntry:
     actor: str = "monitor"
 
 
-@dataclass(frozen=True, slots=True)
-class Intent:
+class Intent(NamedTuple):
     """A notification decided and not yet stored: the outbox row in the making."""
 
     incident_id: str

@@ -69,6 +69,18 @@ def untyped(target: Table) -> TableClause:
     return table(target.name, *(column(one.name) for one in target.columns))
 
 
+def among(key: ColumnElement[Any], name: str, dialect: Dialect) -> ColumnElement[bool]:
+    """Whether a text is one of a list, which is one parameter however long it is: see ``list_given``."""
+    if dialect.name == "sqlite":
+        return key.in_(select(column("value")).select_from(func.json_each(bindparam(name, type_=Text))))
+    return key == func.any(bindparam(name, type_=ARRAY(Text)))
+
+
+def list_given(texts: Sequence[str], dialect: Dialect) -> Any:
+    """A list as the parameter of ``among``."""
+    return json.dumps(texts) if dialect.name == "sqlite" else texts
+
+
 class Query:
     """Compiled once for one kind of database; gives rows of plain values, asked with values in the order of ``names``."""
 
@@ -110,14 +122,10 @@ class Lookup:
             return ()
         dialect = connection.dialect
         text = self._texts.get(dialect.name) or self._compile(dialect)
-        given: Any = (json.dumps(wanted),) if dialect.name == "sqlite" else {"wanted": wanted}
-        return fetch(connection, text, given)
+        given = list_given(wanted, dialect)
+        return fetch(connection, text, (given,) if dialect.name == "sqlite" else {"wanted": given})
 
     def _compile(self, dialect: Dialect) -> str:
-        among: ColumnElement[bool]
-        if dialect.name == "sqlite":
-            among = self._key.in_(select(column("value")).select_from(func.json_each(bindparam("wanted", type_=Text))))
-        else:
-            among = self._key == func.any(bindparam("wanted", type_=ARRAY(Text)))
-        text = self._texts[dialect.name] = str(self._query.where(among).compile(dialect=dialect))
+        where = among(self._key, "wanted", dialect)
+        text = self._texts[dialect.name] = str(self._query.where(where).compile(dialect=dialect))
         return text

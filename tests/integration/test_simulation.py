@@ -200,7 +200,7 @@ async def test_foreign_alerts_are_replayed_from_their_incidents(tmp_path: Path) 
             alert = PostedAlert(labels, {"summary": f"{number} too many"}, now, now + later)
             await past.post(alert)
             await past.wait(1000 + number)
-            await past.post(replace(alert, ends_at=past.clock.now()))
+            await past.post(alert._replace(ends_at=past.clock.now()))
             await past.wait(60)
     lines, _ = past.simulate()
     assert differences(lines) == []
