@@ -7,7 +7,6 @@ therefore sent to all of them again and again, and what has just ended too, so t
 import asyncio
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
@@ -129,7 +128,7 @@ def _first(notification: Notification) -> Receipt:
 def _as_told(notification: Notification) -> Incident:
     """What this notification tells: an end is an end."""
     over = notification.transition is Transition.RESOLVED
-    return notification.incident if not over else replace(notification.incident, state=IncidentState.RESOLVED)
+    return notification.incident if not over else notification.incident._replace(state=IncidentState.RESOLVED)
 
 
 def _annotations(incident: Incident, url: str, now: datetime) -> dict[str, str]:

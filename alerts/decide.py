@@ -310,7 +310,7 @@ def _grow(incident: Incident, news: Iterable[Alert], firing: Iterable[Alert], po
     if not worse:
         return join(settled, said) if settled else said
     worst = min(worse, key=lambda alert: (alert.severity, alert.fingerprint))
-    raised = replace(incident, severity=worst.severity, summary=worst.summary, evidence=evidence_from(worst))
+    raised = incident._replace(severity=worst.severity, summary=worst.summary, evidence=evidence_from(worst))
     response = policy.responses.get(worst.severity, ResponsePolicy())
     return join(settled, said, escalation.raise_(raised, policy.chains[worst.severity], now, policy.people, response))
 

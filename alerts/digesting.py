@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from monitor.domain import DIGEST_KEY
 
@@ -30,8 +31,7 @@ class Manner:
     """Most incidents in one digest."""
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
+class Due(NamedTuple):
     """One row that may be sent now, as far as the choice needs it."""
 
     id: int

@@ -1,7 +1,7 @@
 """Who hears of an incident next: the ladder of escalation, acknowledgement, muting, reminders and the resolve. Pure functions."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain as all_of
 
@@ -59,12 +59,12 @@ def climb(incident: Incident, now: datetime, transition: Transition, people: Peo
     one after it fires at once, or as soon as its business hours begin.
     """
     if incident.muted:
-        return Decision(incidents=(replace(incident, next_escalation_at=None, remind_at=None),))
+        return Decision(incidents=(incident._replace(next_escalation_at=None, remind_at=None),))
     is_due = incident.next_escalation_at is not None and incident.next_escalation_at <= now
     done = ascend(
         incident.chain, incident.chain_since, incident.step, incident.told, incident.response, now, transition, people, is_due=is_due
     )
-    climbed = replace(incident, step=done.step, told=done.told, next_escalation_at=done.next_at, remind_at=done.remind_at)
+    climbed = incident._replace(step=done.step, told=done.told, next_escalation_at=done.next_at, remind_at=done.remind_at)
     return Decision(incidents=(climbed,), intents=done.intents(incident.id), timeline=done.timeline(incident.id, now))
 
 
@@ -122,7 +122,7 @@ def escalate(incident: Incident, now: datetime, people: People = NOBODY) -> Deci
     decided = Decision()
     if incident.breaches_at is not None and incident.breaches_at <= now:
         promised = _span(incident.response.within_s or 0)
-        incident = replace(incident, breached_at=now)
+        incident = incident._replace(breached_at=now)
         entry = TimelineEntry(incident.id, now, "breached", f"nobody acknowledged within the response time of {promised}")
         decided = Decision(incidents=(incident,), timeline=(entry,))
     if incident.next_escalation_at is not None and incident.next_escalation_at <= now:
@@ -143,8 +143,7 @@ def raise_(
 ) -> Decision:
     """Start the chain of a worse severity from its first step, and tell everybody told before. An acknowledgement ends."""
     before = incident.told
-    fresh = replace(
-        _asked_anew(incident, now),
+    fresh = _asked_anew(incident, now)._replace(
         chain=chain,
         response=incident.response if response is None else response,
     )
@@ -162,8 +161,7 @@ def acknowledge(incident: Incident, who: str, now: datetime) -> Decision:
     if incident.state is not IncidentState.OPEN:
         return Decision()
     expires_s = incident.response.ack_expires_s
-    acked = replace(
-        incident,
+    acked = incident._replace(
         state=IncidentState.ACKED,
         acked_at=now,
         acked_by=who,
@@ -184,7 +182,7 @@ def mute(incident: Incident, reasons: tuple[str, ...], now: datetime) -> Decisio
     if incident.state is IncidentState.RESOLVED or set(reasons) == set(incident.muted) or not reasons:
         return Decision()
     since = incident.muted_at if incident.muted else now
-    muted = replace(incident, muted=reasons, muted_at=since, next_escalation_at=None, remind_at=None)
+    muted = incident._replace(muted=reasons, muted_at=since, next_escalation_at=None, remind_at=None)
     return Decision(incidents=(muted,), timeline=(TimelineEntry(incident.id, now, "muted", f"nobody is told: {'; '.join(reasons)}"),))
 
 
@@ -193,7 +191,7 @@ def unmute(incident: Incident, now: datetime, people: People = NOBODY) -> Decisi
     if incident.state is IncidentState.RESOLVED or not incident.muted:
         return Decision()
     stood = now - (incident.muted_at or now)
-    free = replace(incident, muted=(), muted_at=None, chain_since=incident.chain_since + stood)
+    free = incident._replace(muted=(), muted_at=None, chain_since=incident.chain_since + stood)
     entry = TimelineEntry(incident.id, now, "unmuted", "nothing mutes it any more")
     if incident.state is IncidentState.ACKED:
         return Decision(incidents=(free,), timeline=(entry,))
@@ -205,8 +203,7 @@ def resolve(incident: Incident, now: datetime, because: str) -> Decision:
     """It is over: every channel that was told of the trigger is told of the resolve, whatever mutes it now."""
     if incident.state is IncidentState.RESOLVED:
         return Decision()
-    resolved = replace(
-        incident,
+    resolved = incident._replace(
         state=IncidentState.RESOLVED,
         resolved_at=now,
         next_escalation_at=None,
@@ -229,13 +226,12 @@ def reroute(incident: Incident, intent: Intent, fallback: str, now: datetime) ->
     told = incident.told if fallback in incident.told else (*incident.told, fallback)
     entry = TimelineEntry(incident.id, now, "note", f"{intent.reason}: {fallback} is told instead")
     stand_in = intent._replace(channel=fallback)
-    return Decision(incidents=(replace(incident, told=told),), intents=(stand_in,), timeline=(entry,))
+    return Decision(incidents=(incident._replace(told=told),), intents=(stand_in,), timeline=(entry,))
 
 
 def move(incident: Incident, by: timedelta, people: People = NOBODY) -> Incident:
     """The incident after the clock itself was set by so much: as long as before until each of its moments; business hours stay."""
-    moved = replace(
-        incident,
+    moved = incident._replace(
         chain_since=incident.chain_since + by,
         muted_at=_later(incident.muted_at, by),
         ack_expires_at=_later(incident.ack_expires_at, by),
@@ -243,7 +239,7 @@ def move(incident: Incident, by: timedelta, people: People = NOBODY) -> Incident
     )
     if incident.next_escalation_at is None:
         return moved
-    return replace(moved, next_escalation_at=_due_at(moved.chain[moved.step], moved.chain_since, people))
+    return moved._replace(next_escalation_at=_due_at(moved.chain[moved.step], moved.chain_since, people))
 
 
 def _later(moment: datetime | None, by: timedelta) -> datetime | None:
@@ -263,8 +259,7 @@ def _expire_ack(incident: Incident, now: datetime, people: People) -> Decision:
 def _asked_anew(incident: Incident, now: datetime) -> Incident:
     """Open, at the foot of its ladder; one more asking when somebody had taken it."""
     was_taken = incident.state is IncidentState.ACKED
-    return replace(
-        incident,
+    return incident._replace(
         state=IncidentState.OPEN,
         acked_at=None,
         acked_by=None,
@@ -282,7 +277,7 @@ def _asked_anew(incident: Incident, now: datetime) -> Incident:
 def _remind(incident: Incident, now: datetime) -> Decision:
     assert incident.response.remind_s is not None
     reason = "still open, and nobody has acknowledged"
-    reminded = replace(incident, remind_at=now + timedelta(seconds=incident.response.remind_s))
+    reminded = incident._replace(remind_at=now + timedelta(seconds=incident.response.remind_s))
     intents = tuple(Intent(incident.id, Transition.REMINDED, channel, reason) for channel in incident.told)
     entry = TimelineEntry(incident.id, now, "reminded", f"{reason}; by {', '.join(incident.told)}")
     return Decision(incidents=(reminded,), intents=intents, timeline=(entry,))

@@ -149,7 +149,7 @@ class Emergency:
         for case in self._cases.values():
             case.next_try = 0.0
             if not case.over:
-                case.incident = replace(case.incident, state=IncidentState.RESOLVED, resolved_at=self._clock.now())
+                case.incident = case.incident._replace(state=IncidentState.RESOLVED, resolved_at=self._clock.now())
 
     def _own_incident(self, why: str) -> Incident:
         settings, now = self._engine.settings, self._clock.now()
@@ -200,7 +200,7 @@ class Emergency:
         over = transition is Transition.RESOLVED
         notification = Notification(
             id=int(over),
-            incident=replace(case.incident, told=tuple(case.told)),
+            incident=case.incident._replace(told=tuple(case.told)),
             transition=transition,
             channel=name,
             dedup_key=case.incident.id,

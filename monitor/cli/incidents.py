@@ -148,4 +148,5 @@ def _show(found: Incident, timeline: tuple[TimelineEntry, ...], now: datetime) -
 
 
 def _as_json(found: Incident) -> dict[str, object]:
-    return {**asdict(found), "severity": found.severity.name, "state": found.state.value}
+    chain, response = [asdict(step) for step in found.chain], asdict(found.response)
+    return {**found._asdict(), "chain": chain, "response": response, "severity": found.severity.name, "state": found.state.value}

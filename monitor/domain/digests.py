@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from monitor.domain.core import Severity
 from monitor.domain.delivery import Receipt
 from monitor.domain.incidents import IncidentState, Transition
 
 
-@dataclass(frozen=True, slots=True)
-class DigestItem:
+class DigestItem(NamedTuple):
     """One incident in a digest: what changed about it, and how it stood when the digest was claimed.
 
     The names are those of :class:`Incident`, so that what shows one shows the other.

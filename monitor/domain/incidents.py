@@ -63,9 +63,11 @@ class Guide:
     """One command or sentence."""
 
 
-@dataclass(frozen=True, slots=True)
-class Incident:
-    """What a person is told of. ``id`` is derived from group and opening time, and is the deduplication key."""
+class Incident(NamedTuple):
+    """What a person is told of. ``id`` is derived from group and opening time, and is the deduplication key.
+
+    A named tuple, as :class:`Alert` is: a storm opens tens of thousands.
+    """
 
     id: str
     group: str

@@ -188,7 +188,7 @@ async def test_nothing_that_waits_is_hurried_or_delayed_when_the_clock_is_set(me
         await world.engine.round()
         after = world.store.incidents.list(unresolved=True)[0]
         by = timedelta(seconds=step_s)
-        assert after == replace(before, chain_since=before.chain_since + by, remind_at=before.remind_at and before.remind_at + by)
+        assert after == before._replace(chain_since=before.chain_since + by, remind_at=before.remind_at and before.remind_at + by)
         assert (after.wake_at or T0) - (before.wake_at or T0) == by
         (waits_now,) = world.store.outbox.undelivered()
         assert waits_now == replace(waits, created_at=waits.created_at + by, next_attempt_at=waits.next_attempt_at + by)

@@ -1,7 +1,6 @@
 """Many incidents at once, on SQLite and PostgreSQL: few notifications, nothing lost, the order kept, and the end where the begin was."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -219,7 +218,7 @@ def test_a_storm_that_no_statistics_know_of_yet_is_told_in_time(world: World) ->
         )
         for number in range(10_000)
     ]  # fmt: skip
-    over = [replace(incident, state=IncidentState.RESOLVED, resolved_at=LATER) for incident in storm]
+    over = [incident._replace(state=IncidentState.RESOLVED, resolved_at=LATER) for incident in storm]
     told = 0
     for kind, incidents, at in ((Transition.TRIGGERED, storm, T0), (Transition.RESOLVED, over, LATER)):
         intents = tuple(Intent(incident.id, kind, "chat", "why") for incident in incidents)

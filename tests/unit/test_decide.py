@@ -193,7 +193,7 @@ def test_escalation_goes_on_until_somebody_acknowledges() -> None:
     acked = acknowledge(later.incidents[0], "ada", world.now)
     assert [(i.transition, i.channel) for i in acked.intents] == [(Transition.ACKED, "page"), (Transition.ACKED, "lead")]
     assert not acknowledge(acked.incidents[0], "bob", world.now)
-    assert not escalate(replace(acked.incidents[0], next_escalation_at=T0), world.now)
+    assert not escalate(acked.incidents[0]._replace(next_escalation_at=T0), world.now)
     ended = resolve(acked.incidents[0], world.now, "good again")
     assert {i.channel for i in ended.intents} == {"page", "lead"}
     assert not resolve(ended.incidents[0], world.now, "again")

@@ -15,7 +15,7 @@ NOBODY: frozenset[str] = frozenset()
 
 def due(number: int, severity: int = 1, **changes: object) -> Due:
     row = Due(number, f"{number:012x}", severity, True, T0, 0, None, False, None)
-    return replace(row, **changes)  # type: ignore[arg-type]
+    return row._replace(**changes)  # type: ignore[arg-type]
 
 
 def ids(turn: Turn) -> list[int]:
@@ -136,7 +136,7 @@ ROWS = st.builds(
     digest=st.sampled_from([None, None, "digest-aa", "digest-aa/1", "digest-bb"]),
     told=st.booleans(),
     home=st.sampled_from([None, "digest-aa", "digest-bb"]),
-).map(lambda row: row if row.told else replace(row, home=None))  # only what arrived has a home
+).map(lambda row: row if row.told else row._replace(home=None))  # only what arrived has a home
 FOUND = st.lists(ROWS, max_size=60, unique_by=lambda row: row.id).map(lambda rows: sorted(rows, key=lambda row: (row.severity, row.id)))
 
 

@@ -1,6 +1,5 @@
 """What is said of an incident: why, who knows, what comes next."""
 
-from dataclasses import replace
 from datetime import timedelta
 
 from alerts import escalation
@@ -42,7 +41,7 @@ def test_a_muted_one_names_the_silence_and_its_end() -> None:
 
 def test_a_step_that_will_reach_nobody_is_foreseen() -> None:
     chain = (CHAIN[0], EscalationStep(900, "lead", contacts=("gone",)))
-    found = explain(replace(OPEN, chain=chain), [alert()], Muting(), People(), T0)
+    found = explain(OPEN._replace(chain=chain), [alert()], Muting(), People(), T0)
     assert "nobody is on call" in found.coming[-1].what
 
 

@@ -1,6 +1,5 @@
 """The ladder of an incident: steps that wait for business hours, and a response time that is promised anew with each asking."""
 
-from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
@@ -34,7 +33,7 @@ def opened(*chain: EscalationStep, **more: object) -> Incident:
         chain=chain,
         chain_since=NIGHT,
     )
-    return replace(incident, **more)  # type: ignore[arg-type]
+    return incident._replace(**more)  # type: ignore[arg-type]
 
 
 def test_a_step_that_stands_in_for_an_absent_one_keeps_its_business_hours() -> None:
@@ -64,7 +63,7 @@ def test_each_asking_has_a_response_time_of_its_own() -> None:
     assert breached.breached_at == NIGHT + timedelta(minutes=1)
     assert breached.breaches_at is None
 
-    worse = raise_(replace(breached, severity=Severity.P1), chain, NIGHT + timedelta(minutes=5), PEOPLE, ResponsePolicy(within_s=900))
+    worse = raise_(breached._replace(severity=Severity.P1), chain, NIGHT + timedelta(minutes=5), PEOPLE, ResponsePolicy(within_s=900))
     assert worse.incidents[-1].breaches_at == NIGHT + timedelta(minutes=20)
 
     (taken,) = acknowledge(breached, "ben", NIGHT + timedelta(minutes=2)).incidents

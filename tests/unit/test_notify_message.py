@@ -253,7 +253,7 @@ def test_colour_and_sign_follow_severity_until_it_is_over() -> None:
 
 def test_a_worse_incident_is_a_worse_title() -> None:
     sample = notification()
-    worse = replace(sample, incident=replace(sample.incident, severity=Severity.P2))
+    worse = replace(sample, incident=sample.incident._replace(severity=Severity.P2))
     assert compose(worse, NOW).title.startswith("[P2]")
 
 

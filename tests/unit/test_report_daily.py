@@ -72,7 +72,7 @@ def incident(**changes: object) -> Incident:
         chain=(EscalationStep(0, "On-call", ("pagerduty",)),),
         chain_since=opened,
     )
-    return replace(base, **changes)  # type: ignore[arg-type]
+    return base._replace(**changes)  # type: ignore[arg-type]
 
 
 def test_the_five_lines_of_the_runbook_in_its_words() -> None:

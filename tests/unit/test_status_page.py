@@ -106,7 +106,7 @@ def incident(**changes: object) -> Incident:
         step=1,
         next_escalation_at=OPENED + timedelta(minutes=15),
     )
-    return replace(base, **changes)  # type: ignore[arg-type]
+    return base._replace(**changes)  # type: ignore[arg-type]
 
 
 def page(*checks: CheckView, **changes: object) -> PageInput:
@@ -236,7 +236,7 @@ def everything(text: str) -> PageInput:
         chain=(EscalationStep(0, text, (text,)), EscalationStep(900, text, (text,))),
         told=(text,),
     )
-    acked = replace(spoiled, state=IncidentState.ACKED, acked_by=text, acked_at=NOW)
+    acked = spoiled._replace(state=IncidentState.ACKED, acked_by=text, acked_at=NOW)
     views = (view(text, outcome=Outcome.FOUND, headline=text), view(text, outcome=Outcome.BLIND, error=text), view(text))
     return PageInput(
         now=NOW,
@@ -246,7 +246,7 @@ def everything(text: str) -> PageInput:
             ServiceView(text, (view(headline="x"),), f"http://{text.replace('@', '')}"),
         ),
         incidents=(spoiled, acked),
-        resolved=(replace(spoiled, state=IncidentState.RESOLVED, resolved_at=NOW),),
+        resolved=(spoiled._replace(state=IncidentState.RESOLVED, resolved_at=NOW),),
     )
 
 
