@@ -1,6 +1,5 @@
 """Foreign alerts: what is accepted, how repeats merge, when they end. By tables and against Alertmanager's own rule of merging."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -141,9 +140,9 @@ def test_other_groups_after_a_reload_leave_what_fires_in_its_incident() -> None:
     before, after = PostedPolicy(), PostedPolicy(group_by=("alertname", "cluster"))
     world.post(*(accept(one, before, (), T0) for one in sent))
     world.post(*(accept(one, after, (), T0) for one in sent))
-    world.post(accept(replace(sent[0], ends_at=T0), after, (), T0))
+    world.post(accept(sent[0]._replace(ends_at=T0), after, (), T0))
     assert world.told == [Transition.TRIGGERED]
-    world.post(accept(replace(sent[1], ends_at=T0), after, (), T0))
+    world.post(accept(sent[1]._replace(ends_at=T0), after, (), T0))
     assert world.told == [Transition.TRIGGERED, Transition.RESOLVED]
 
 
