@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -124,7 +123,7 @@ async def test_a_missing_path_does_not_hide_a_disk_that_is_full(small_disk: Path
     assert finding.kind.name == "DiskSpaceLow"
     assert "the file system of /no/such/place cannot be seen" in dict(finding.facts)["not seen"]
     # What was not seen this time keeps the points of its trend.
-    before = replace(host, kept=Kept(at=host.clock.now(), value={"/gone": [[1.0, 2.0]]}))
+    before = host._replace(kept=Kept(at=host.clock.now(), value={"/gone": [[1.0, 2.0]]}))
     observed = await look(disk, before, paths=["/no/such/place", str(small_disk)])
     assert set(cast(dict[str, Any], observed.keep)) == {"/gone", str(small_disk)}
 
@@ -141,7 +140,7 @@ async def test_a_path_that_hangs_does_not_hide_a_disk_that_is_full(host: CheckCo
             seen.set()
             return Disk("/dev/sda1", path, 100, 5, 0, 0, read_only=False)
 
-    (finding,) = (await look(disk, replace(host, host=Machine()), paths=["/hangs", "/full"])).findings
+    (finding,) = (await look(disk, host._replace(host=Machine()), paths=["/hangs", "/full"])).findings
     assert dict(finding.facts)["not seen"] == "asking for the space on /hangs took longer than 5 s"
 
 

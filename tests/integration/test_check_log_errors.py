@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -186,7 +186,7 @@ async def test_lines_without_a_time_were_written_since_the_last_look(ctx: CheckC
     assert values(observed)["monitor_log_errors"] == 0, "nobody knows when"
     long_ago = after(ctx, observed)
     assert long_ago.kept
-    long_ago = replace(long_ago, kept=Kept(clock.now() - timedelta(hours=48), long_ago.kept.value))
+    long_ago = long_ago._replace(kept=Kept(clock.now() - timedelta(hours=48), long_ago.kept.value))
     add(path, *(f"boom {number}" for number in range(100)))
     observed = await look(log_errors, long_ago)
     assert kinds(observed) == ["LogErrors"], "known, and spread over two days: no burst"
