@@ -21,9 +21,9 @@ from monitor.probes.host import LocalHost
 from tests.integration.test_check_host import kinds, value
 from tests.support.looking import after, look, looking_at
 
-# What is watched sleeps until the test ends it: no test waits for it.
-SERVER = "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); print('up', flush=True); time.sleep(600)"
-IDLER = "import time; print('up', flush=True); time.sleep(600)"
+# What is watched lives until its standard input ends, which is when the test ends it, or ends itself.
+SERVER = "import socket, sys; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); print('up', flush=True); sys.stdin.read()"
+IDLER = "import sys; print('up', flush=True); sys.stdin.read()"
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def unused_port() -> int:
 @contextmanager
 def running(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
     """A Python process that has said that it is up; ended at the end."""
-    process = subprocess.Popen([sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", code, *map(str, args)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
@@ -49,7 +49,9 @@ def running(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.wait()
+        assert process.stdin is not None
         assert process.stdout is not None
+        process.stdin.close()
         process.stdout.close()
 
 
@@ -98,8 +100,8 @@ async def test_a_process_that_keeps_a_processor_busy(host: CheckContext) -> None
 async def test_open_files_near_the_limit(host: CheckContext) -> None:
     word = f"word{os.urandom(4).hex()}"
     greedy = (
-        "import resource, time; resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50)); "
-        "held = [open('/dev/null') for _ in range(42)]; print('up', flush=True); time.sleep(600)"
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50)); "
+        "held = [open('/dev/null') for _ in range(42)]; print('up', flush=True); sys.stdin.read()"
     )
     with running(greedy, word) as process:
         (finding,) = (await look(processes, host, command=word)).findings

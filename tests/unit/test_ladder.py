@@ -6,7 +6,8 @@ from zoneinfo import ZoneInfo
 from alerts.escalation import acknowledge, climb, escalate, raise_
 from alerts.oncall import People, Rotation
 from alerts.severity import BusinessHours
-from monitor.domain import EscalationStep, Incident, IncidentState, ResponsePolicy, Severity, Transition
+from monitor.domain import EscalationStep, Incident, ResponsePolicy, Severity, Transition
+from tests.unit.test_muting import incident
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NIGHT = datetime(2026, 11, 25, 2, tzinfo=UTC)
@@ -18,22 +19,7 @@ PEOPLE = People({"anna": ("page",), "team": ("mail",)}, {"platform": NOBODY_YET}
 
 
 def opened(*chain: EscalationStep, **more: object) -> Incident:
-    incident = Incident(
-        id="0123456789ab",
-        group="shop/ServiceDown",
-        code=None,
-        service="shop",
-        severity=Severity.P3,
-        state=IncidentState.OPEN,
-        title="shop is down",
-        summary="shop is down",
-        evidence=(),
-        first_step="",
-        opened_at=NIGHT,
-        chain=chain,
-        chain_since=NIGHT,
-    )
-    return incident._replace(**more)  # type: ignore[arg-type]
+    return incident(severity=Severity.P3, opened_at=NIGHT, chain=chain, chain_since=NIGHT, **more)
 
 
 def test_a_step_that_stands_in_for_an_absent_one_keeps_its_business_hours() -> None:
