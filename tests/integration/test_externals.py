@@ -1,6 +1,7 @@
 """The externals as one real process, spoken to by the clients that the platform uses."""
 
 import asyncio
+import contextlib
 import json
 import signal
 import ssl
@@ -70,13 +71,27 @@ def wait_ready(process: subprocess.Popen[str], ready: Path) -> None:
         assert time.monotonic() < deadline
 
 
+def start_somewhere(folder: Path) -> tuple[subprocess.Popen[str], dict[str, int]]:
+    """Started, and ready; on other ports when another program took one between its choice and its use."""
+    for _ in range(5):
+        config, ports = config_of(folder)
+        process = start(config)
+        ready = folder / "state" / "ready.json"
+        while process.poll() is None and not ready.exists():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.02)
+        if process.returncode is None:
+            return process, ports
+        _, errors = process.communicate()
+        assert any(str(port) in errors for port in ports.values()), errors
+    raise AssertionError(f"a port was taken five times: {errors}")
+
+
 @pytest.fixture(scope="module")
 def externals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Externals]:
     folder = tmp_path_factory.mktemp("externals")
-    config, ports = config_of(folder)
-    process = start(config)
+    process, ports = start_somewhere(folder)
     try:
-        wait_ready(process, folder / "state" / "ready.json")
         yield Externals(ports, folder / "state")
     finally:
         process.send_signal(signal.SIGTERM)
